@@ -1,0 +1,1 @@
+"""The papers in plain torch: anomaly expert, memory bank, training and evaluation."""

@@ -1,0 +1,151 @@
+"""Anomaly expert: multi-level features of an image's crops -> score, map and suspicious tokens.
+
+Anomaly-OV (CVPR 2025), "Anomaly Expert". The parameters carry the names of the authors' released
+files (`pretrained_expert_{05b,7b}.pth`), so that those load one to one. It always computes in
+float32: in bfloat16 the map moves by more than its levels differ.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from looktwice_adapters.ltfm import LookTwiceFeatureMatching
+from looktwice_adapters.qformer import QFormer
+from looktwice_adapters.selector import cell_significance, select_tokens
+from looktwice_adapters.towers import TimmTower, TowerConfig
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """From raw outputs to calibrated ones: sigmoid(scale * logit + bias); 0.5 is the threshold."""
+
+    score_scale: float = 1.0
+    score_bias: float = 0.0
+    map_scale: float = 1.0
+    map_bias: float = 0.0
+
+    def score(self, raw: Tensor) -> Tensor:
+        """Calibrated score of the head's raw score in [0, 1]."""
+        return torch.sigmoid(self.score_scale * torch.logit(raw, 1e-7) + self.score_bias)
+
+    def map(self, significance: Tensor) -> Tensor:
+        """Calibrated map of the significance in [0, 1]."""
+        return torch.sigmoid(self.map_scale * torch.logit(significance, 1e-7) + self.map_bias)
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """Sizes of an expert; the defaults are those of the released files (SigLIP so400m/14@384)."""
+
+    level_sizes: tuple[int, ...] = (1152, 1152, 1152, 1152)
+    hidden_size: int = 1152
+    embed_size: int = 512
+    key_size: int = 512
+    head_size: int = 512
+    tower: TowerConfig = field(default_factory=TowerConfig)
+    llm_hidden_size: int | None = None  # the LLM tower's channels, where it is not the expert's own
+    calibration: Calibration = field(default_factory=Calibration)
+
+    @classmethod
+    def from_dict(cls, section: dict[str, Any]) -> "ExpertConfig":
+        """Read a checkpoint's `anomaly_expert` section; unknown keys raise TypeError."""
+        values = dict(section)
+        if "level_sizes" in values:
+            values["level_sizes"] = tuple(values["level_sizes"])
+        if "tower" in values:
+            values["tower"] = TowerConfig.from_dict(values["tower"])
+        if "calibration" in values:
+            values["calibration"] = Calibration(**values["calibration"])
+        return cls(**values)
+
+
+class ExpertOutput(NamedTuple):
+    """What the expert says about the B crops of some images."""
+
+    significance: Tensor  # (B, h, w) in [0, 1]
+    crop_significance: Tensor  # (B,) mean of a crop's map
+    selected: Tensor  # (B, 4, C) suspicious tokens
+    global_token: Tensor  # (images, C)
+    score: Tensor  # (images,) raw score in [0, 1]: drives the adverb
+
+    @property
+    def logit(self) -> Tensor:
+        """The score before the sigmoid (images,)."""
+        return torch.logit(self.score, 1e-7)
+
+
+def weighted_mean(selected: Tensor, significance: Tensor, crops_per_image: list[int]) -> Tensor:
+    """An image's global token: its selected tokens averaged by cell x crop significance.
+
+    Args:
+        selected: (B, 4, C).
+        significance: (B, h, w).
+        crops_per_image: how many of the B crops belong to each image.
+
+    Returns:
+        (images, C).
+    """
+    crop = significance.mean((1, 2))  # (B,)
+    weight = cell_significance(significance) * crop.unsqueeze(-1)  # (B, 4)
+    tokens = []
+    for chosen, share in zip(
+        selected.split(crops_per_image), weight.split(crops_per_image), strict=True
+    ):
+        share = share.clamp_min(torch.finfo(torch.float32).tiny)
+        tokens.append((chosen * share.unsqueeze(-1)).sum((0, 1)) / share.sum())
+    return torch.stack(tokens)
+
+
+class AnomalyExpert(LookTwiceFeatureMatching):
+    """Look-twice feature matching, visual token selector and the two-layer score head.
+
+    It extends the matching instead of holding it because the released files name the matching's
+    parameters at the top level.
+    """
+
+    def __init__(self, config: ExpertConfig) -> None:
+        """Build an expert of the given sizes with fresh weights."""
+        patches = config.tower.grid**2
+        super().__init__(config.level_sizes, config.hidden_size, config.embed_size, patches)
+        self.config = config
+        self.final_predictor = nn.Sequential(
+            nn.Linear(config.hidden_size, config.head_size),
+            nn.GELU(),
+            nn.Linear(config.head_size, 1),
+        )
+        self.q_former = QFormer(config.hidden_size, config.key_size)
+        if config.llm_hidden_size is not None:
+            self.llm_q_former = QFormer(config.llm_hidden_size, config.key_size)
+        if config.tower.name != "llm":
+            self.tower = TimmTower(config.tower)
+
+    def forward(
+        self, levels: list[Tensor], final: Tensor, crops_per_image: list[int]
+    ) -> ExpertOutput:
+        """Judge some images by the tokens of their crops.
+
+        Args:
+            levels: L tensors (B, N, C_l), float32.
+            final: (B, N, C) float32; an image's first crop is its base view.
+            crops_per_image: how many of the B crops belong to each image, in order.
+        """
+        significance = self.significance_map(levels, final, crops_per_image)
+        selected = select_tokens(self.q_former, final, significance)
+        global_token = weighted_mean(selected, significance, crops_per_image)
+        score = torch.sigmoid(self.final_predictor(global_token)).squeeze(-1)
+        return ExpertOutput(significance, significance.mean((1, 2)), selected, global_token, score)
+
+    def suspicious_tokens(
+        self, output: ExpertOutput, llm_tokens: Tensor, crops_per_image: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Selected tokens (B, 4, C) and global tokens (images, C) in the LLM tower's space.
+
+        Where the expert looks through the LLM's own tower they are its own; else the same map,
+        resampled to the LLM tower's grid, selects among `llm_tokens` (B, N', C').
+        """
+        if self.config.llm_hidden_size is None:
+            return output.selected, output.global_token
+        selected = select_tokens(self.llm_q_former, llm_tokens, output.significance)
+        return selected, weighted_mean(selected, output.significance, crops_per_image)

@@ -1,0 +1,27 @@
+"""Facts sentence: verdict, places and reference -> the line that stands behind an image.
+
+The principle of this project, "facts from code, words from the model": the server puts this line
+into the user's message, the assistant is trained on it, and answers repeat it.
+"""
+
+from collections.abc import Sequence
+
+MAX_PLACES = 3
+
+
+def facts_sentence(verdict: str, positions: Sequence[str], reference: str | None = None) -> str:
+    """One line of facts about one image, ending with a newline.
+
+    Args:
+        verdict: "normal", "anomalous" or "undecided".
+        positions: place of every region, highest score first; three at most are named, once each.
+        reference: name of the reference the image was compared with.
+    """
+    count = len(positions)
+    if not count:
+        regions = "no regions"
+    else:
+        named = ", ".join(list(dict.fromkeys(positions))[:MAX_PLACES])
+        regions = f"{count} region{'s' if count > 1 else ''}: {named}"
+    compared = f" Reference: {reference}." if reference else ""
+    return f"Inspection: {verdict}, {regions}.{compared}\n"

@@ -1,0 +1,46 @@
+"""What a user of a LookTwice server imports."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from looktwice_clients.conversation import Answer as Answer
+    from looktwice_clients.errors import ImageError as ImageError
+    from looktwice_clients.errors import LookTwiceError as LookTwiceError
+    from looktwice_clients.errors import UnexpectedReply as UnexpectedReply
+    from looktwice_clients.inspector import AsyncInspector as AsyncInspector
+    from looktwice_clients.inspector import Inspector as Inspector
+    from looktwice_clients.overlay import overlay as overlay
+    from looktwice_clients.schemas import AnomalyMap as AnomalyMap
+    from looktwice_clients.schemas import Inspection as Inspection
+    from looktwice_clients.schemas import ReferenceVersion as ReferenceVersion
+    from looktwice_clients.schemas import Region as Region
+
+_HOME = {
+    "Answer": "conversation",
+    "AnomalyMap": "schemas",
+    "AsyncInspector": "inspector",
+    "ImageError": "errors",
+    "Inspection": "schemas",
+    "Inspector": "inspector",
+    "LookTwiceError": "errors",
+    "ReferenceVersion": "schemas",
+    "Region": "schemas",
+    "UnexpectedReply": "errors",
+    "overlay": "overlay",
+}
+__all__ = list(_HOME)  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: the OpenAI SDK alone takes a second to import."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, also those that were not used yet."""
+    return sorted({*globals(), *_HOME})

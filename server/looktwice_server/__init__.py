@@ -1,0 +1,1 @@
+"""Anomaly-OV served by vLLM: plugin, routes and launcher."""
