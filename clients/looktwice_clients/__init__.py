@@ -7,10 +7,10 @@ if TYPE_CHECKING:
     from looktwice_clients.conversation import Answer as Answer
     from looktwice_clients.errors import ImageError as ImageError
     from looktwice_clients.errors import LookTwiceError as LookTwiceError
-    from looktwice_clients.errors import UnexpectedReply as UnexpectedReply
+    from looktwice_clients.errors import ReplyError as ReplyError
     from looktwice_clients.inspector import AsyncInspector as AsyncInspector
     from looktwice_clients.inspector import Inspector as Inspector
-    from looktwice_clients.overlay import overlay as overlay
+    from looktwice_clients.overlay import draw_overlay as draw_overlay
     from looktwice_clients.schemas import AnomalyMap as AnomalyMap
     from looktwice_clients.schemas import Inspection as Inspection
     from looktwice_clients.schemas import ReferenceVersion as ReferenceVersion
@@ -26,10 +26,10 @@ _HOME = {
     "LookTwiceError": "errors",
     "ReferenceVersion": "schemas",
     "Region": "schemas",
-    "UnexpectedReply": "errors",
-    "overlay": "overlay",
+    "ReplyError": "errors",
+    "draw_overlay": "overlay",
 }
-__all__ = list(_HOME)  # noqa: PLE0604
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,28 @@
+"""Where the server is and the key to it: option, else environment, else this machine."""
+
+import os
+
+DEFAULT_URL = "http://127.0.0.1:8000/v1"
+
+NO_KEY = "none"
+"""Sent where no key is set: the OpenAI SDK insists on one, a server without keys ignores it."""
+
+
+def server_url(url: str | None = None) -> str:
+    """The API's base address, such as http://127.0.0.1:8000/v1, without a slash at its end.
+
+    Args:
+        url: as the user gave it; else $LOOKTWICE_URL; else `DEFAULT_URL`. A bare
+            http://host:port gets its /v1.
+    """
+    chosen = (url or os.environ.get("LOOKTWICE_URL") or DEFAULT_URL).rstrip("/")
+    if "://" not in chosen:
+        chosen = f"http://{chosen}"
+    return f"{chosen}/v1" if chosen.count("/") == 2 else chosen
+
+
+def server_key(api_key: str | None = None) -> str:
+    """The API key: as given, else $LOOKTWICE_API_KEY, else $OPENAI_API_KEY, else `NO_KEY`."""
+    environ = os.environ
+    chosen = api_key or environ.get("LOOKTWICE_API_KEY") or environ.get("OPENAI_API_KEY")
+    return chosen or NO_KEY

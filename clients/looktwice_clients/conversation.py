@@ -1,0 +1,247 @@
+"""Asking about pictures: questions in, words and the inspections behind them out.
+
+A conversation remembers its pictures and turns, because the server remembers nothing: every request
+carries them all. A turn that fails is forgotten as if it had not been said; the pictures attached
+for it wait for the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import ValidationError
+
+from looktwice_clients.errors import ReplyError
+from looktwice_clients.images import ImageSource, to_wire
+from looktwice_clients.schemas import Inspection
+
+if TYPE_CHECKING:
+    from openai import AsyncStream, Stream
+    from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+    from looktwice_clients.inspector import AsyncInspector, Inspector
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The language model's words, and the facts beside them."""
+
+    text: str
+    inspections: list[Inspection]
+    """One for each picture of the conversation so far, in order of appearance."""
+    finish_reason: str | None = None
+    """Why the text ended: "stop", or "length" where it was cut."""
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What every request of a conversation asks for."""
+
+    reference: str | None = None
+    """Name of the reference images to compare with."""
+    map: bool = False
+    """Whether the inspections carry their anomaly maps."""
+    grounding: bool = True
+    """Whether the facts stand in the prompt; false gives Anomaly-OV's prompt as published."""
+    completion: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the OpenAI SDK's `chat.completions.create`, such as max_tokens."""
+
+
+class _History:
+    """The turns and pictures of one conversation, and the requests made of them."""
+
+    def __init__(self, options: ChatOptions, image: ImageSource | None = None) -> None:
+        self.options = options
+        self.messages: list[dict[str, Any]] = []
+        self.inspections: list[Inspection] = []
+        self._waiting: list[str] = []
+        if image is not None:
+            self.attach(image)
+
+    def attach(self, image: ImageSource) -> None:
+        """Put a picture into the next turn.
+
+        Raises:
+            ImageError: it is missing, too large, or no picture.
+        """
+        self._waiting.append(to_wire(image))
+
+    def _request(self, text: str, images: tuple[ImageSource, ...], model: str) -> dict[str, Any]:
+        """Arguments for `chat.completions.create`: all turns so far and this one."""
+        pictures = [*self._waiting, *map(to_wire, images)]
+        content = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
+        message = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+        inspection: dict[str, Any] = {"map": self.options.map, "grounding": self.options.grounding}
+        if self.options.reference is not None:
+            inspection |= {"reference": self.options.reference}
+        return {
+            **self.options.completion,
+            "model": model,
+            "messages": [*self.messages, message],
+            "extra_body": {"inspection": inspection},
+        }
+
+    def _remember(self, request: dict[str, Any], answer: Answer) -> Answer:
+        reply = {"role": "assistant", "content": answer.text}
+        self.messages = [*request["messages"], reply]
+        self.inspections = answer.inspections
+        self._waiting = []
+        return answer
+
+
+class Conversation(_History):
+    """Several turns about the same pictures; made by `Inspector.chat`."""
+
+    def __init__(
+        self, inspector: Inspector, options: ChatOptions, image: ImageSource | None = None
+    ) -> None:
+        """Start with no turns; `image` waits for the first one."""
+        super().__init__(options, image)
+        self._inspector = inspector
+
+    def send(self, text: str, *images: ImageSource) -> Answer:
+        """Say `text`, with more pictures if any, and wait for the whole answer."""
+        request = self._request(text, images, self._inspector.model)
+        completion = self._inspector.client.chat.completions.create(**request)
+        return self._remember(request, _answer(cast("ChatCompletion", completion)))
+
+    def stream(self, text: str, *images: ImageSource) -> AnswerStream:
+        """Say `text`; iterate over the result for the pieces of the answer as they come."""
+        request = self._request(text, images, self._inspector.model)
+        chunks = self._inspector.client.chat.completions.create(**request, stream=True)
+        return AnswerStream(self, request, cast("Stream[ChatCompletionChunk]", chunks))
+
+
+class AsyncConversation(_History):
+    """Several turns about the same pictures; made by `AsyncInspector.chat`."""
+
+    def __init__(
+        self, inspector: AsyncInspector, options: ChatOptions, image: ImageSource | None = None
+    ) -> None:
+        """Start with no turns; `image` waits for the first one."""
+        super().__init__(options, image)
+        self._inspector = inspector
+
+    async def send(self, text: str, *images: ImageSource) -> Answer:
+        """Say `text`, with more pictures if any, and wait for the whole answer."""
+        request = self._request(text, images, await self._inspector.model())
+        completion = await self._inspector.client.chat.completions.create(**request)
+        return self._remember(request, _answer(cast("ChatCompletion", completion)))
+
+    async def stream(self, text: str, *images: ImageSource) -> AsyncAnswerStream:
+        """Say `text`; iterate over the result for the pieces of the answer as they come."""
+        request = self._request(text, images, await self._inspector.model())
+        chunks = await self._inspector.client.chat.completions.create(**request, stream=True)
+        return AsyncAnswerStream(self, request, cast("AsyncStream[ChatCompletionChunk]", chunks))
+
+
+class _Pieces:
+    """What has arrived of a streamed answer."""
+
+    def __init__(self, history: _History, request: dict[str, Any]) -> None:
+        self._history = history
+        self._request = request
+        self._text: list[str] = []
+        self._extra: dict[str, Any] = {}
+        self._finish_reason: str | None = None
+        self._model = ""
+        self._answer: Answer | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer, once the last piece has come.
+
+        Raises:
+            ReplyError: pieces are still to come, or never came.
+        """
+        if self._answer is None:
+            raise ReplyError("the streamed answer has not been read to its end")
+        return self._answer
+
+    def _add(self, chunk: ChatCompletionChunk) -> str:
+        self._extra |= chunk.model_extra or {}
+        self._model = chunk.model or self._model
+        if not chunk.choices:
+            return ""
+        self._finish_reason = chunk.choices[0].finish_reason or self._finish_reason
+        piece = chunk.choices[0].delta.content or ""
+        self._text.append(piece)
+        return piece
+
+    def _finish(self) -> None:
+        text = "".join(self._text)
+        answer = Answer(text, _inspections(self._extra), self._finish_reason, self._model)
+        self._answer = self._history._remember(self._request, answer)
+
+
+class AnswerStream(_Pieces):
+    """Pieces of an answer as they come; `answer` is whole after the last one.
+
+    Closing it early tells the server to stop; the turn is then forgotten.
+    """
+
+    def __init__(
+        self, history: _History, request: dict[str, Any], chunks: Stream[ChatCompletionChunk]
+    ) -> None:
+        """Take over an open stream; `history` remembers the turn when it ends."""
+        super().__init__(history, request)
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[str]:
+        """The pieces of text, none of them empty."""
+        with self._chunks as chunks:
+            for chunk in chunks:
+                if piece := self._add(chunk):
+                    yield piece
+        self._finish()
+
+    def close(self) -> None:
+        """Stop reading; the server stops writing."""
+        self._chunks.close()
+
+
+class AsyncAnswerStream(_Pieces):
+    """Pieces of an answer as they come; `answer` is whole after the last one.
+
+    Closing it early tells the server to stop; the turn is then forgotten.
+    """
+
+    def __init__(
+        self, history: _History, request: dict[str, Any], chunks: AsyncStream[ChatCompletionChunk]
+    ) -> None:
+        """Take over an open stream; `history` remembers the turn when it ends."""
+        super().__init__(history, request)
+        self._chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """The pieces of text, none of them empty."""
+        async with self._chunks as chunks:
+            async for chunk in chunks:
+                if piece := self._add(chunk):
+                    yield piece
+        self._finish()
+
+    async def close(self) -> None:
+        """Stop reading; the server stops writing."""
+        await self._chunks.close()
+
+
+def _answer(completion: ChatCompletion) -> Answer:
+    inspections = _inspections(completion.model_extra or {})
+    if not completion.choices:
+        raise ReplyError("the server's answer has no choices")
+    choice = completion.choices[0]
+    return Answer(choice.message.content or "", inspections, choice.finish_reason, completion.model)
+
+
+def _inspections(extra: dict[str, Any]) -> list[Inspection]:
+    """The `inspections` beside an answer; a server that sends none is not LookTwice."""
+    if "inspections" not in extra:
+        raise ReplyError("the answer carries no `inspections`: is this a LookTwice server?")
+    try:
+        return [Inspection.model_validate(one) for one in extra["inspections"]]
+    except (TypeError, ValidationError) as error:
+        raise ReplyError(f"the answer's `inspections` cannot be read: {error}") from None

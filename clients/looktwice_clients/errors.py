@@ -1,0 +1,69 @@
+"""The exceptions that these clients raise themselves; the OpenAI SDK's pass through unchanged.
+
+LookTwiceError
+├── ImageError    something that should be a picture is not, or cannot be sent
+├── ReplyError    the server answered, but not on LookTwice's wire
+└── DemoError     `make demo` could not run to its end
+"""
+
+
+class LookTwiceError(Exception):
+    """Everything that these clients raise themselves; the text is one line for a person."""
+
+
+class ImageError(LookTwiceError, ValueError):
+    """Something that should be a picture is missing, too large, or no picture."""
+
+
+class ReplyError(LookTwiceError):
+    """The server answered without what LookTwice's wire promises."""
+
+
+class DemoError(LookTwiceError):
+    """The demo's server or pictures are not there; the text carries the server's last words."""
+
+
+def one_line(error: BaseException, url: str | None = None) -> str:
+    """What went wrong, in one line, with what to do where that is known.
+
+    Args:
+        error: any exception; the OpenAI SDK's are put into this project's words.
+        url: the server's address, named where the server could not be reached.
+    """
+    import openai
+
+    where = url or "the server"
+    if isinstance(error, openai.APITimeoutError):
+        text = f"{where} did not answer in time"
+    elif isinstance(error, openai.APIConnectionError):
+        text = f"cannot reach {where}: is `looktwice serve` running there? (--url, $LOOKTWICE_URL)"
+    elif isinstance(error, openai.AuthenticationError):
+        text = f"{where} wants an API key: set LOOKTWICE_API_KEY ({_served_message(error)})"
+    elif isinstance(error, openai.APIError):
+        text = _served_message(error)
+    elif isinstance(error, LookTwiceError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return printable(" ".join(text.split()))
+
+
+def _served_message(error: Exception) -> str:
+    """The sentence in an OpenAI error object, else the SDK's own, with the HTTP status."""
+    body = getattr(error, "body", None)
+    message = body.get("message") if isinstance(body, dict) else None
+    status = getattr(error, "status_code", None)
+    text = str(message or error)
+    return f"{text} (HTTP {status})" if message and status else text
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` safe for a terminal: control characters, escapes, lone surrogates become �.
+
+    Args:
+        text: what a file name, a server or a model said.
+        keep: characters to let through although they do not print, such as a newline.
+    """
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)

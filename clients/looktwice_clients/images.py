@@ -1,0 +1,246 @@
+"""A picture on its way to the server: path, bytes, Pillow image or address -> URL or data URI.
+
+A file that every server reads (PNG, JPEG, WebP, GIF, BMP, TIFF) travels byte for byte: nothing is
+lost, and its EXIF rotation stays. Other formats that Pillow reads travel as PNG. A web address
+travels as it is: the server fetches it, and its allow-list decides.
+"""
+
+import base64
+import binascii
+import io
+import os
+import re
+import stat
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from looktwice_clients.errors import ImageError
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
+
+MAX_BYTES = 100_000_000
+"""Largest file that is read and sent; base64 makes it a third larger on the wire."""
+
+FETCH_SECONDS = 30.0
+"""How long `read` waits for a web address."""
+
+_AS_IT_IS = {
+    "BMP": "image/bmp",
+    "GIF": "image/gif",
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",  # a phone's JPEG with a second picture behind the first
+    "PNG": "image/png",
+    "TIFF": "image/tiff",
+    "WEBP": "image/webp",
+}
+# Formats with a signature of their own; none of Pillow's that start another program (EPS).
+_FORMATS = [*_AS_IT_IS, "AVIF", "JPEG2000", "PPM"]
+_PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+
+
+def to_wire(image: ImageSource) -> str:
+    """What stands in a request for `image`: its http(s) address, or a data URI.
+
+    Args:
+        image: a path, a file's bytes, a Pillow image, an http(s) address, or a data URI.
+
+    Raises:
+        ImageError: it is missing, too large, or no picture; one line that names it.
+    """
+    if isinstance(image, Image.Image):
+        return _data_uri("image/png", _as_png(image))
+    if is_web_address(image):
+        return str(image)
+    content = read(image)
+    kind = _kind(content, name_of(image))
+    if kind in _AS_IT_IS:
+        return _data_uri(_AS_IT_IS[kind], content)
+    return _data_uri("image/png", _as_png(_decoded(content, name_of(image))))
+
+
+def open_picture(image: ImageSource) -> Image.Image:
+    """The picture itself, to be drawn on: RGB, upright (EXIF rotation honoured), first frame.
+
+    Args:
+        image: as for `to_wire`; a web address is fetched.
+
+    Raises:
+        ImageError: as for `to_wire`, and where its pixels cannot be read.
+    """
+    if not isinstance(image, Image.Image):
+        image = _decoded(read(image), name_of(image))
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I") or upright.mode == "F":
+        upright = _stretched(upright)
+    if upright.mode in ("LA", "PA", "P", "RGBA", "La", "RGBa"):
+        return _on_white(upright)
+    return upright.convert("RGB")
+
+
+def read(image: str | os.PathLike[str] | bytes) -> bytes:
+    """The bytes of a picture's file, fetched or decoded where it is an address.
+
+    Raises:
+        ImageError: there is no such file, it is too large, or the address gave nothing.
+    """
+    if isinstance(image, bytes):
+        return _checked_size(image, name_of(image))
+    if isinstance(image, str) and image[:5].lower() == "data:":
+        return _checked_size(_decoded_data_uri(image), name_of(image))
+    if is_web_address(image):
+        return _fetched(str(image))
+    return _file_content(image)
+
+
+def is_web_address(image: ImageSource) -> bool:
+    """Whether `image` is an http or https address."""
+    return isinstance(image, str) and image[:8].lower().startswith(("http://", "https://"))
+
+
+def name_of(image: ImageSource) -> str:
+    """What to call `image` in a message: its path or address, shortened."""
+    if isinstance(image, bytes):
+        return f"{len(image)} bytes"
+    if isinstance(image, Image.Image):
+        return f"a Pillow image of {image.width} x {image.height}"
+    name = os.fspath(image)
+    return name if len(name) <= 120 else f"{name[:80]}...({len(name)} characters)"
+
+
+def _data_uri(mime: str, content: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _decoded_data_uri(uri: str) -> bytes:
+    head = _DATA_URI.match(uri)
+    if head is None:
+        raise ImageError(f"{name_of(uri)}: a data URI must be data:image/...;base64,...")
+    try:
+        return base64.b64decode(uri[head.end() :], validate=True)
+    except binascii.Error as error:
+        raise ImageError(f"{name_of(uri)}: not base64 ({error})") from None
+
+
+def _file_content(path: str | os.PathLike[str]) -> bytes:
+    name = name_of(path)
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        if isinstance(path, str) and _ADDRESS.match(path):
+            raise ImageError(
+                f"{name}: only http://, https:// and data: addresses; give a file as its path"
+            ) from None
+        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{name}: is {'a folder' if stat.S_ISDIR(status.st_mode) else 'no file'}")
+    _check_size(status.st_size, name)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{name}: {error.strerror}") from None
+
+
+def _fetched(url: str) -> bytes:
+    request = Request(url, headers={"User-Agent": "looktwice"})
+    try:
+        with urlopen(request, timeout=FETCH_SECONDS) as response:
+            content: bytes = response.read(MAX_BYTES + 1)
+    except (URLError, OSError, ValueError) as error:
+        raise ImageError(f"{name_of(url)}: {getattr(error, 'reason', error)}") from None
+    return _checked_size(content, name_of(url))
+
+
+def _checked_size(content: bytes, name: str) -> bytes:
+    _check_size(len(content), name)
+    return content
+
+
+def _check_size(size: int, name: str) -> None:
+    if size == 0:
+        raise ImageError(f"{name}: is empty")
+    if size > MAX_BYTES:
+        most = MAX_BYTES // 1_000_000
+        raise ImageError(f"{name}: {size / 1e6:.0f} MB is too large, at most {most} MB")
+
+
+def _opened(content: bytes, name: str) -> Image.Image:
+    """The picture with its header read, its pixels not yet."""
+    try:
+        with warnings.catch_warnings():
+            # How many pixels are too many is the server's to say; Pillow's error limit stays.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(content), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture{_hint(content)}") from None
+    except Exception as error:  # Pillow's readers raise all kinds on a broken header
+        raise ImageError(f"{name}: cannot be read as a picture ({error})") from None
+
+
+def _kind(content: bytes, name: str) -> str:
+    with _opened(content, name) as picture:
+        return picture.format or ""
+
+
+def _hint(content: bytes) -> str:
+    if b"<svg" in content[:1024]:
+        return " (SVG is a drawing: export it as PNG)"
+    if content.startswith(b"%PDF"):
+        return " (PDF is a document: export the page as PNG)"
+    return ""
+
+
+def _decoded(content: bytes, name: str) -> Image.Image:
+    picture = _opened(content, name)
+    try:
+        picture.load()
+    except Exception as error:  # as above, on broken pixels
+        raise ImageError(f"{name}: cannot be read as a picture ({error})") from None
+    return picture
+
+
+def _as_png(picture: Image.Image) -> bytes:
+    """Lossless PNG, upright; modes that PNG has no word for become RGB, RGBA or 16 bit grey."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F" or (picture.mode == "I" and not _fits_16_bits(picture)):
+        raise ImageError(
+            f"{name_of(picture)}: mode {picture.mode} has no scale; make it 8 or 16 bit"
+        )
+    if picture.mode == "I":
+        picture = picture.convert("I;16")
+    elif picture.mode in ("La", "PA"):
+        picture = picture.convert("LA")
+    elif picture.mode == "RGBa":
+        picture = picture.convert("RGBA")
+    elif picture.mode not in _PNG_MODES and not picture.mode.startswith("I;16"):
+        picture = picture.convert("RGB")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _fits_16_bits(picture: Image.Image) -> bool:
+    low, high = picture.getextrema()
+    return isinstance(low, int) and isinstance(high, int) and low >= 0 and high <= 65535
+
+
+def _stretched(picture: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits -> 8 bits, its darkest pixel black and its brightest white."""
+    numbers = picture.convert("F")
+    low, high = numbers.getextrema()
+    if not isinstance(low, float) or not isinstance(high, float) or high <= low:
+        return Image.new("L", picture.size, 128)
+    scale = 255.0 / (high - low)
+    return numbers.point(lambda value: value * scale + (-low * scale)).convert("L")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    opaque = picture.convert("RGBA")
+    white = Image.new("RGBA", opaque.size, "white")
+    return Image.alpha_composite(white, opaque).convert("RGB")

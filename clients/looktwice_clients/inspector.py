@@ -1,0 +1,396 @@
+"""The Python client: pictures in, typed inspections and answers out, on the OpenAI SDK.
+
+Retries, timeouts and errors are the SDK's own; its client is at `client` for everything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+from openai import AsyncOpenAI, OpenAI, OpenAIError
+from pydantic import ValidationError
+
+from looktwice_clients.address import server_key, server_url
+from looktwice_clients.conversation import Answer, AsyncConversation, ChatOptions, Conversation
+from looktwice_clients.errors import LookTwiceError, ReplyError
+from looktwice_clients.images import ImageSource, to_wire
+from looktwice_clients.schemas import Inspection, InspectionList
+
+TIMEOUT = 600.0
+"""Seconds that a request may take, waiting in the server's queue included."""
+
+
+class Inspector:
+    """A LookTwice server, for programs that wait for its answers.
+
+    Safe to share between threads. Use it as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        model: str | None = None,
+        timeout: float = TIMEOUT,
+        max_retries: int = 2,
+        http_client: Any = None,
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            url: the API's address; else $LOOKTWICE_URL, else http://127.0.0.1:8000/v1.
+            api_key: else $LOOKTWICE_API_KEY, else $OPENAI_API_KEY, else none.
+            model: which of the server's models answers questions; else its first.
+            timeout: seconds that a request may take.
+            max_retries: how often a request is repeated on a lost connection or a busy server.
+            http_client: the OpenAI SDK's own argument, for proxies, certificates and tests.
+        """
+        self.url = server_url(url)
+        self._model = model
+        self.client = OpenAI(
+            base_url=self.url,
+            api_key=server_key(api_key),
+            timeout=timeout,
+            max_retries=max_retries,
+            http_client=http_client,
+        )
+
+    @property
+    def model(self) -> str:
+        """The name of the model that answers questions, asked for once."""
+        if self._model is None:
+            self._model = _first_model([model.id for model in self.client.models.list().data])
+        return self._model
+
+    def inspect(
+        self, image: ImageSource, reference: str | None = None, map: bool = True
+    ) -> Inspection:
+        """Score, verdict and regions of one picture, without the language model.
+
+        Args:
+            image: a path, a file's bytes, a Pillow image, an http(s) address, or a data URI.
+            reference: name of the reference images to compare with.
+            map: whether the inspection carries its anomaly map.
+
+        Raises:
+            ImageError: the picture is missing, too large, or no picture.
+            openai.OpenAIError: the server refused, failed, or could not be reached.
+            ReplyError: the server answered with something else.
+        """
+        body = _body(image, reference, map)
+        return _only(self.client.post("/inspections", cast_to=object, body=body))
+
+    @overload
+    def inspect_many(
+        self,
+        images: Iterable[ImageSource],
+        reference: str | None = None,
+        map: bool = True,
+        *,
+        concurrency: int = 4,
+        return_exceptions: Literal[False] = False,
+    ) -> Iterator[Inspection]: ...
+
+    @overload
+    def inspect_many(
+        self,
+        images: Iterable[ImageSource],
+        reference: str | None = None,
+        map: bool = True,
+        *,
+        concurrency: int = 4,
+        return_exceptions: Literal[True],
+    ) -> Iterator[Inspection | Exception]: ...
+
+    def inspect_many(
+        self,
+        images: Iterable[ImageSource],
+        reference: str | None = None,
+        map: bool = True,
+        *,
+        concurrency: int = 4,
+        return_exceptions: bool = False,
+    ) -> Iterator[Inspection] | Iterator[Inspection | Exception]:
+        """Inspections of many pictures, in the pictures' order, as they become ready.
+
+        Reads `images` only a little ahead, so that it may be endless. Stops when closed.
+
+        Args:
+            images: as for `inspect`.
+            reference: as for `inspect`.
+            map: as for `inspect`.
+            concurrency: how many requests may be under way at once.
+            return_exceptions: whether a picture's error takes its place instead of being raised.
+        """
+        _check_concurrency(concurrency)
+
+        def call(image: ImageSource) -> Inspection | Exception:
+            try:
+                return self.inspect(image, reference, map)
+            except (LookTwiceError, OpenAIError) as error:
+                if return_exceptions:
+                    return error
+                raise
+
+        return _in_order(call, images, concurrency)
+
+    def ask(
+        self,
+        image: ImageSource,
+        question: str,
+        reference: str | None = None,
+        map: bool = False,
+        *,
+        grounding: bool = True,
+        **completion: Any,
+    ) -> Answer:
+        """One question about one picture: the answer's words and the inspection behind them.
+
+        Args:
+            image: as for `inspect`.
+            question: what to ask.
+            reference: as for `inspect`.
+            map: as for `inspect`.
+            grounding: whether the facts stand in the prompt.
+            completion: arguments of the SDK's `chat.completions.create`, such as max_tokens.
+        """
+        options = ChatOptions(reference, map, grounding, completion)
+        return Conversation(self, options, image).send(question)
+
+    def chat(
+        self,
+        image: ImageSource | None = None,
+        reference: str | None = None,
+        map: bool = False,
+        *,
+        grounding: bool = True,
+        **completion: Any,
+    ) -> Conversation:
+        """A conversation that remembers its pictures; the arguments are those of `ask`."""
+        return Conversation(self, ChatOptions(reference, map, grounding, completion), image)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    def __enter__(self) -> Self:
+        """Itself, closed at the end of the `with` block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        self.close()
+
+
+class AsyncInspector:
+    """A LookTwice server, for programs with an event loop; the methods are those of `Inspector`."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        model: str | None = None,
+        timeout: float = TIMEOUT,
+        max_retries: int = 2,
+        http_client: Any = None,
+    ) -> None:
+        """Connect to nothing yet; the arguments are those of `Inspector`."""
+        self.url = server_url(url)
+        self._model = model
+        self.client = AsyncOpenAI(
+            base_url=self.url,
+            api_key=server_key(api_key),
+            timeout=timeout,
+            max_retries=max_retries,
+            http_client=http_client,
+        )
+
+    async def model(self) -> str:
+        """The name of the model that answers questions, asked for once."""
+        if self._model is None:
+            models = await self.client.models.list()
+            self._model = _first_model([model.id for model in models.data])
+        return self._model
+
+    async def inspect(
+        self, image: ImageSource, reference: str | None = None, map: bool = True
+    ) -> Inspection:
+        """Score, verdict and regions of one picture, as `Inspector.inspect` gives them."""
+        body = await asyncio.to_thread(_body, image, reference, map)
+        return _only(await self.client.post("/inspections", cast_to=object, body=body))
+
+    @overload
+    def inspect_many(
+        self,
+        images: Iterable[ImageSource],
+        reference: str | None = None,
+        map: bool = True,
+        *,
+        concurrency: int = 4,
+        return_exceptions: Literal[False] = False,
+    ) -> AsyncIterator[Inspection]: ...
+
+    @overload
+    def inspect_many(
+        self,
+        images: Iterable[ImageSource],
+        reference: str | None = None,
+        map: bool = True,
+        *,
+        concurrency: int = 4,
+        return_exceptions: Literal[True],
+    ) -> AsyncIterator[Inspection | Exception]: ...
+
+    def inspect_many(
+        self,
+        images: Iterable[ImageSource],
+        reference: str | None = None,
+        map: bool = True,
+        *,
+        concurrency: int = 4,
+        return_exceptions: bool = False,
+    ) -> AsyncIterator[Inspection] | AsyncIterator[Inspection | Exception]:
+        """Inspections of many pictures, as `Inspector.inspect_many` gives them; `async for`."""
+        _check_concurrency(concurrency)
+
+        async def call(image: ImageSource) -> Inspection | Exception:
+            try:
+                return await self.inspect(image, reference, map)
+            except (LookTwiceError, OpenAIError) as error:
+                if return_exceptions:
+                    return error
+                raise
+
+        return _in_order_async(call, images, concurrency)
+
+    async def ask(
+        self,
+        image: ImageSource,
+        question: str,
+        reference: str | None = None,
+        map: bool = False,
+        *,
+        grounding: bool = True,
+        **completion: Any,
+    ) -> Answer:
+        """One question about one picture, as `Inspector.ask` answers it."""
+        options = ChatOptions(reference, map, grounding, completion)
+        conversation = await asyncio.to_thread(AsyncConversation, self, options, image)
+        return await conversation.send(question)
+
+    def chat(
+        self,
+        image: ImageSource | None = None,
+        reference: str | None = None,
+        map: bool = False,
+        *,
+        grounding: bool = True,
+        **completion: Any,
+    ) -> AsyncConversation:
+        """A conversation that remembers its pictures; the arguments are those of `ask`."""
+        return AsyncConversation(self, ChatOptions(reference, map, grounding, completion), image)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.client.close()
+
+    async def __aenter__(self) -> Self:
+        """Itself, closed at the end of the `async with` block."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        await self.close()
+
+
+def _body(image: ImageSource, reference: str | None, map: bool) -> dict[str, Any]:
+    """The JSON of `POST /v1/inspections` for one picture."""
+    body: dict[str, Any] = {"images": [to_wire(image)], "map": map}
+    return body if reference is None else {**body, "reference": reference}
+
+
+def _only(reply: object) -> Inspection:
+    """The one inspection in the reply of `POST /v1/inspections`."""
+    try:
+        data = InspectionList.model_validate(reply).data
+    except ValidationError as error:
+        raise ReplyError(f"the reply is no list of inspections: {error}") from None
+    if len(data) != 1:
+        raise ReplyError(f"asked for one inspection, got {len(data)}")
+    return data[0]
+
+
+def _first_model(names: list[str]) -> str:
+    if not names:
+        raise ReplyError("the server lists no model")
+    return names[0]
+
+
+def _check_concurrency(concurrency: int) -> None:
+    if concurrency < 1:
+        raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+
+
+def _in_order(
+    call: Callable[[ImageSource], Inspection | Exception],
+    images: Iterable[ImageSource],
+    concurrency: int,
+) -> Iterator[Any]:
+    """`call` of each image in threads; results in order, at most twice `concurrency` ahead."""
+    waiting: deque[Future[Inspection | Exception]] = deque()
+    with ThreadPoolExecutor(concurrency) as pool:
+        try:
+            for image in images:
+                waiting.append(pool.submit(call, image))
+                if len(waiting) >= 2 * concurrency:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+async def _in_order_async(
+    call: Callable[[ImageSource], Any], images: Iterable[ImageSource], concurrency: int
+) -> AsyncIterator[Any]:
+    """As `_in_order`, with tasks of the running event loop."""
+    turnstile = asyncio.Semaphore(concurrency)
+
+    async def limited(image: ImageSource) -> Inspection | Exception:
+        async with turnstile:
+            result: Inspection | Exception = await call(image)
+            return result
+
+    waiting: deque[asyncio.Task[Inspection | Exception]] = deque()
+    try:
+        for image in images:
+            waiting.append(asyncio.create_task(limited(image)))
+            if len(waiting) >= 2 * concurrency:
+                yield await waiting.popleft()
+        while waiting:
+            yield await waiting.popleft()
+    finally:
+        for task in waiting:
+            task.cancel()
+        for task in waiting:
+            with suppress(asyncio.CancelledError, Exception):
+                await task
