@@ -6,6 +6,8 @@ LookTwiceError
 └── DemoError     `make demo` could not run to its end
 """
 
+import sys
+
 
 class LookTwiceError(Exception):
     """Everything that these clients raise themselves; the text is one line for a person."""
@@ -30,24 +32,28 @@ def one_line(error: BaseException, url: str | None = None) -> str:
         error: any exception; the OpenAI SDK's are put into this project's words.
         url: the server's address, named where the server could not be reached.
     """
-    import openai
-
-    where = url or "the server"
-    if isinstance(error, openai.APITimeoutError):
-        text = f"{where} did not answer in time"
-    elif isinstance(error, openai.APIConnectionError):
-        text = f"cannot reach {where}: is `looktwice serve` running there? (--url, $LOOKTWICE_URL)"
-    elif isinstance(error, openai.AuthenticationError):
-        text = f"{where} wants an API key: set LOOKTWICE_API_KEY ({_served_message(error)})"
-    elif isinstance(error, openai.APIError):
-        text = _served_message(error)
-    elif isinstance(error, LookTwiceError):
+    if isinstance(error, LookTwiceError):
         text = str(error)
     elif isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
-        text = f"{type(error).__name__}: {error}"
+        text = _sdk_error(error, url or "the server") or f"{type(error).__name__}: {error}"
     return printable(" ".join(text.split()))
+
+
+def _sdk_error(error: BaseException, where: str) -> str | None:
+    """The OpenAI SDK's error in this project's words; None for any other."""
+    if "openai" not in sys.modules:  # a second to import, and then it is none of its errors
+        return None
+    import openai
+
+    if isinstance(error, openai.APITimeoutError):
+        return f"{where} did not answer in time"
+    if isinstance(error, openai.APIConnectionError):
+        return f"cannot reach {where}: is `looktwice serve` running there? (--url, $LOOKTWICE_URL)"
+    if isinstance(error, openai.AuthenticationError):
+        return f"{where} wants an API key: set LOOKTWICE_API_KEY ({_served_message(error)})"
+    return _served_message(error) if isinstance(error, openai.APIError) else None
 
 
 def _served_message(error: Exception) -> str:

@@ -1,0 +1,273 @@
+"""`looktwice inspect`: files, folders, patterns and addresses -> a line each, overlays, exit code."""
+
+import glob
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from looktwice_clients.cli import url_option
+from looktwice_clients.errors import ImageError, one_line, printable
+
+if TYPE_CHECKING:
+    from looktwice_clients.images import ImageSource
+    from looktwice_clients.inspector import Inspector
+    from looktwice_clients.schemas import Inspection
+
+PICTURE_SUFFIXES = {
+    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".ppm"),
+    *(".tif", ".tiff", ".webp"),
+}
+"""What is taken for a picture inside a folder; a file named on its own may have any name."""
+
+OVERLAY_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One picture to inspect."""
+
+    path: str
+    """As it is reported: what the user named, or its path below the folder that the user named."""
+    source: "ImageSource"
+    problem: ImageError | None = None
+    """Why it cannot even be sent."""
+    overlay: Path | None = None
+    """Where its overlay picture goes."""
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--reference", metavar="NAME", help="Compare with this product's normal images.")
+@click.option("--json", "as_json", is_flag=True, help="Print one inspection object a line.")
+@click.option(
+    "--map",
+    "map_to",
+    metavar="FILE.png|DIR",
+    type=click.Path(path_type=Path),
+    help="Write the overlay picture: the part with its anomaly map and regions.",
+)
+@click.option(
+    "--fail-on",
+    type=click.Choice(["anomalous", "undecided"]),
+    multiple=True,
+    help="Exit with 1 if any picture has this verdict; may be given twice.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Requests under way at once.",
+)
+@url_option
+@click.pass_context
+def inspect(
+    ctx: click.Context,
+    images: tuple[str, ...],
+    reference: str | None,
+    as_json: bool,
+    map_to: Path | None,
+    fail_on: tuple[str, ...],
+    concurrency: int,
+    url: str | None,
+) -> None:
+    """Score, verdict and regions of each IMAGE: a file, a folder, a pattern or an http(s) address.
+
+    A picture that cannot be inspected is reported in its line, and the exit code is 1.
+    """
+    from looktwice_clients.inspector import Inspector
+
+    targets = with_overlays(expand(images, fetch=map_to is not None), map_to)
+    tally: Counter[str] = Counter()
+    with Inspector(url) as inspector:
+        show = _Lines(as_json, len(targets))
+        with show:
+            for target, result in results(inspector, targets, reference, concurrency):
+                show.line(target, result)
+                tally[_outcome(result)] += 1
+                if target.overlay is not None and not isinstance(result, Exception):
+                    tally["failed"] += not _write_overlay(target, result)
+    if len(targets) > 1 and not as_json:
+        click.echo(", ".join(f"{count} {outcome}" for outcome, count in tally.items()), err=True)
+    ctx.exit(1 if tally["failed"] or any(tally[verdict] for verdict in fail_on) else 0)
+
+
+def expand(names: tuple[str, ...], fetch: bool = False) -> list[Target]:
+    """The pictures behind files, folders (with all below them), patterns and addresses, in order.
+
+    Args:
+        names: what the user named.
+        fetch: whether an address is fetched here, so that what is inspected is what is drawn on.
+    """
+    return [target for name in names for target in _expand_one(name, fetch)]
+
+
+def _expand_one(name: str, fetch: bool) -> list[Target]:
+    from looktwice_clients.images import is_web_address, read
+
+    path = Path(name)
+    if is_web_address(name):
+        if not fetch:
+            return [Target(name, name)]
+        try:
+            return [Target(name, read(name))]
+        except ImageError as error:
+            return [Target(name, name, error)]
+    if path.is_dir():
+        return _pictures_in(path) or [Target(name, path, ImageError("no pictures in this folder"))]
+    if not path.exists() and glob.has_magic(name):
+        matches = sorted(glob.glob(name, recursive=True))
+        found = [target for match in matches for target in _expand_one(match, fetch)]
+        return found or [Target(name, path, ImageError("nothing matches"))]
+    return [Target(name, path)]
+
+
+def _pictures_in(folder: Path) -> list[Target]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    visible = (path for path in files if not path.name.startswith(".") and path.is_file())
+    return [Target(str(path), path) for path in visible]
+
+
+def with_overlays(targets: list[Target], map_to: Path | None) -> list[Target]:
+    """The targets with the files of their overlays: `map_to`, or one each in the folder `map_to`.
+
+    Raises:
+        click.UsageError: one file for several pictures, or a picture would be overwritten.
+    """
+    if map_to is None:
+        return targets
+    if map_to.suffix.lower() in OVERLAY_SUFFIXES and not map_to.is_dir():
+        if len(targets) > 1:
+            raise click.UsageError(f"--map {map_to} is one file for {len(targets)} pictures")
+        files = [map_to]
+    else:
+        files = _files_in(map_to, targets)
+    originals = {Path(target.path).resolve() for target in targets}
+    for file in files:
+        if file.resolve() in originals:
+            raise click.UsageError(f"--map would overwrite the picture {file}")
+    return [
+        Target(target.path, target.source, target.problem, file)
+        for target, file in zip(targets, files, strict=True)
+    ]
+
+
+def _files_in(folder: Path, targets: list[Target]) -> list[Path]:
+    """A file name each: the picture's own, numbered where two pictures share it."""
+    seen: Counter[str] = Counter()
+    files = []
+    for target in targets:
+        stem = Path(target.path.rstrip("/").partition("?")[0]).stem or "picture"
+        seen[stem] += 1
+        number = f"-{seen[stem]}" if seen[stem] > 1 else ""
+        files.append(folder / f"{stem}{number}.png")
+    return files
+
+
+def results(
+    inspector: "Inspector", targets: list[Target], reference: str | None, concurrency: int
+) -> "Iterator[tuple[Target, Inspection | Exception]]":
+    """Each target with its inspection or its error, in order.
+
+    Raises:
+        click.ClickException: what would fail for every picture alike: no server, no access.
+    """
+    import openai
+
+    inspections = inspector.inspect_many(
+        (target.source for target in targets if target.problem is None),
+        reference,
+        map=any(target.overlay for target in targets),
+        concurrency=concurrency,
+        return_exceptions=True,
+    )
+    for target in targets:
+        result = target.problem or next(inspections)
+        if isinstance(result, openai.APITimeoutError):
+            yield target, result
+        elif isinstance(result, _hopeless()):
+            raise click.ClickException(one_line(result, inspector.url))
+        else:
+            yield target, result
+
+
+def _hopeless() -> tuple[type[Exception], ...]:
+    """Errors that the next picture would meet too."""
+    import openai
+
+    return (
+        openai.APIConnectionError,
+        openai.AuthenticationError,
+        openai.PermissionDeniedError,
+        openai.NotFoundError,
+    )
+
+
+def _outcome(result: "Inspection | Exception") -> str:
+    return "failed" if isinstance(result, Exception) else result.verdict
+
+
+def _write_overlay(target: Target, inspection: "Inspection") -> bool:
+    """Draw and save; whether that worked."""
+    from looktwice_clients.overlay import draw_overlay
+
+    assert target.overlay is not None
+    try:
+        target.overlay.parent.mkdir(parents=True, exist_ok=True)
+        draw_overlay(target.source, inspection).save(target.overlay)
+    except (ImageError, OSError) as error:
+        click.echo(
+            f"looktwice: no overlay of {printable(target.path)}: {one_line(error)}", err=True
+        )
+        return False
+    return True
+
+
+class _Lines:
+    """Prints a line for each picture, and a progress bar where that takes over two seconds."""
+
+    def __init__(self, as_json: bool, total: int) -> None:
+        from tqdm import tqdm
+
+        self.as_json = as_json
+        # disable=None: no bar where stderr is no terminal.
+        self.bar = tqdm(total=total, unit="picture", delay=2, leave=False, disable=None)
+
+    def __enter__(self) -> None:
+        if not self.as_json:
+            self._print(f"{'score':>5}  {'verdict':<10}  {'regions':<32}  picture")
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def line(self, target: Target, result: "Inspection | Exception") -> None:
+        self._print(_json(target, result) if self.as_json else _row(target, result))
+        self.bar.update()
+
+    def _print(self, text: str) -> None:
+        if self.bar.disable:
+            click.echo(text)
+        else:
+            with self.bar.external_write_mode():
+                click.echo(text)
+
+
+def _row(target: Target, result: "Inspection | Exception") -> str:
+    path = printable(target.path)
+    if isinstance(result, Exception):
+        reason = one_line(result).removeprefix(f"{path}: ")
+        return f"{'-':>5}  {'failed':<10}  {reason:<32}  {path}"
+    places = printable(result.places())
+    return f"{result.score:5.3f}  {printable(result.verdict):<10}  {places:<32}  {path}"
+
+
+def _json(target: Target, result: "Inspection | Exception") -> str:
+    if isinstance(result, Exception):
+        return json.dumps({"path": target.path, "error": one_line(result)})
+    overlay = {"overlay": str(target.overlay)} if target.overlay else {}
+    return json.dumps({"path": target.path, **result.model_dump(mode="json"), **overlay})
