@@ -1,4 +1,4 @@
-"""`looktwice inspect`: files, folders, patterns and addresses -> a line each, overlays, exit code."""
+"""`looktwice inspect`: files, folders, patterns, addresses -> a line each, overlays, exit code."""
 
 import glob
 import json

@@ -39,7 +39,7 @@ _AS_IT_IS = {
     "WEBP": "image/webp",
 }
 # Formats with a signature of their own; none of Pillow's that start another program (EPS).
-_FORMATS = [*_AS_IT_IS, "AVIF", "JPEG2000", "PPM"]
+_FORMATS = {*_AS_IT_IS, "AVIF", "JPEG2000", "PPM"}
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
@@ -172,11 +172,13 @@ def _check_size(size: int, name: str) -> None:
 
 def _opened(content: bytes, name: str) -> Image.Image:
     """The picture with its header read, its pixels not yet."""
+    Image.init()
+    formats = sorted(_FORMATS & Image.OPEN.keys())  # MPO comes as JPEG; AVIF is not in every build
     try:
         with warnings.catch_warnings():
             # How many pixels are too many is the server's to say; Pillow's error limit stays.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(content), formats=_FORMATS)
+            return Image.open(io.BytesIO(content), formats=formats)
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not a picture{_hint(content)}") from None
     except Exception as error:  # Pillow's readers raise all kinds on a broken header

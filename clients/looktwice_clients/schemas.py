@@ -24,7 +24,7 @@ class _FromWire(BaseModel):
 class Region(_FromWire):
     """One connected part of the anomaly map at 0.5 and above."""
 
-    box: tuple[float, float, float, float]
+    box: tuple[int | float, int | float, int | float, int | float]
     """x0, y0, x1, y1 in pixels of the original picture after EXIF rotation, half open."""
     score: float
     """The region's peak, in [0, 1]."""
