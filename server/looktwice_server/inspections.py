@@ -1,0 +1,206 @@
+"""Inspections on the API side: an image's crops -> worker -> finding -> inspection.
+
+A finding is what was found on a picture, whoever asks; it is remembered under the picture's
+content hash. An inspection is a finding as one request gets it.
+"""
+
+import asyncio
+import base64
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from looktwice_adapters.anomaly_map import Region, find_regions, stitch
+from looktwice_adapters.anomaly_prompt import ADVERBS, adverb_index
+from looktwice_adapters.expert import Calibration
+from looktwice_server import metrics, schemas
+from looktwice_server.errors import ExpertUnavailable
+from looktwice_server.processor import KEY_BYTES, crop_grid
+from looktwice_server.settings import Settings
+
+THRESHOLD = 0.5  # of a calibrated score
+
+Rpc = Callable[[str, tuple[Any, ...]], Awaitable[list[Any]]]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A picture as the processor leaves it."""
+
+    mm_hash: str
+    pixels: Tensor  # (B, 3, S, S)
+    size: tuple[int, int]  # (width, height) of the upright picture
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found on a picture."""
+
+    score: float  # calibrated, [0, 1]
+    severity: str
+    anomaly_map: NDArray[np.uint8]  # (H, W), 255 * calibrated score
+    regions: tuple[Region, ...]
+    size: tuple[int, int]
+
+    @property
+    def verdict(self) -> str:
+        """Normal or anomalous, by the threshold."""
+        return "anomalous" if self.score >= THRESHOLD else "normal"
+
+    def inspection(self, **context: Any) -> schemas.Inspection:
+        """This finding as the answer to a request (`image`, `model`, `expert`, `with_map`)."""
+        with_map = context.pop("with_map")
+        return schemas.Inspection(
+            id=f"insp_{uuid.uuid4().hex}",
+            score=self.score,
+            verdict=self.verdict,
+            threshold=THRESHOLD,
+            severity=self.severity,
+            regions=[
+                schemas.Region(
+                    box=region.box, score=region.score, area=region.area, position=region.position
+                )
+                for region in self.regions
+            ],
+            reference=None,
+            p_value=None,
+            width=self.size[0],
+            height=self.size[1],
+            map=schemas.AnomalyMap(png=_png(self.anomaly_map)) if with_map else None,
+            created=int(time.time()),
+            **context,
+        )
+
+
+def _png(values: NDArray[np.uint8]) -> str:
+    """An 8 bit grey PNG in base64."""
+    buffer = BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+class Inspections:
+    """Asks the worker for what is not known yet, a few pictures at a time, one call in flight."""
+
+    def __init__(
+        self, rpc: Rpc, hf_config: Any, calibration: Calibration, settings: Settings
+    ) -> None:
+        """Take the way to the workers and what belongs to the checkpoint."""
+        self._rpc = rpc
+        self._hf_config = hf_config
+        self._calibration = calibration
+        self._settings = settings
+        self._known: OrderedDict[str, Finding] = OrderedDict()
+        self._waiting: dict[str, tuple[Crops, asyncio.Future[Finding]]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def known(self, mm_hash: str) -> Finding | None:
+        """The finding of a picture inspected lately."""
+        if mm_hash in self._known:
+            self._known.move_to_end(mm_hash)
+        return self._known.get(mm_hash)
+
+    async def inspect(self, crops: Crops) -> Finding:
+        """The finding of a picture; the same picture asked for twice is inspected once.
+
+        Raises:
+            ExpertUnavailable: the worker could not.
+        """
+        if (finding := self.known(crops.mm_hash)) is not None:
+            return finding
+        if crops.mm_hash not in self._waiting:
+            future = asyncio.get_running_loop().create_future()
+            self._waiting[crops.mm_hash] = (crops, future)
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._work())
+        # Shielded: whoever else waits for this picture keeps waiting when one client goes away.
+        return await asyncio.shield(self._waiting[crops.mm_hash][1])
+
+    async def _work(self) -> None:
+        """Serve who waits, until nobody does."""
+        while batch := self._next_batch():
+            try:
+                await self._inspect_batch(batch)
+            except Exception as error:
+                for crops, future in batch:
+                    self._waiting.pop(crops.mm_hash, None)
+                    if not future.done():
+                        future.set_exception(error)
+                        future.exception()  # seen: the client may have gone away
+
+    def _next_batch(self) -> list[tuple[Crops, asyncio.Future[Finding]]]:
+        """Those who wait longest, up to the number of crops of one call, at least one picture."""
+        batch, total = [], 0
+        for crops, future in self._waiting.values():
+            total += len(crops.pixels)
+            if batch and total > self._settings.crops_per_call:
+                break
+            batch.append((crops, future))
+        return batch
+
+    async def _inspect_batch(self, batch: list[tuple[Crops, asyncio.Future[Finding]]]) -> None:
+        """One call to the worker, then one finding for each picture."""
+        start = time.perf_counter()
+        answers = await self._rpc("looktwice_inspect", ([_payload(crops) for crops, _ in batch],))
+        metrics.EXPERT_SECONDS.observe(time.perf_counter() - start)
+        records = answers[0]  # of the first tensor-parallel rank; all ranks say the same
+        if isinstance(records, str):
+            raise ExpertUnavailable(records)
+        for (crops, future), record in zip(batch, records, strict=True):
+            finding = await asyncio.to_thread(self._find, crops, record)
+            self._known[crops.mm_hash] = finding
+            self._waiting.pop(crops.mm_hash)
+            if not future.done():
+                future.set_result(finding)
+        while len(self._known) > self._settings.findings_cached:
+            self._known.popitem(last=False)
+
+    def _find(self, crops: Crops, record: dict[str, Any]) -> Finding:
+        """Calibrate a record, stitch its map and find the regions."""
+        significance = torch.frombuffer(
+            bytearray(record["significance"]), dtype=torch.float16
+        ).view(record["shape"])
+        width, height = crops.size
+        raw = torch.tensor(record["score"])
+        score = float(self._calibration.score(raw.double()))
+        anomaly_map = self._calibration.map(
+            stitch(
+                significance.float(),
+                crop_grid(self._hf_config, width=width, height=height),
+                crops.size,
+                self._hf_config.vision_config.image_size,
+            )
+        ).numpy()
+        finding = Finding(
+            score,
+            ADVERBS[int(adverb_index(raw))],
+            np.round(anomaly_map * 255).astype(np.uint8),
+            (),
+            crops.size,
+        )
+        if finding.verdict == "normal":
+            return finding
+        regions = find_regions(anomaly_map, crops.size, at_least_one=True)
+        return replace(finding, regions=tuple(regions))
+
+
+def _payload(crops: Crops) -> dict[str, Any]:
+    """A picture's crops in the types that vLLM's calls carry."""
+    pixels = crops.pixels.contiguous()
+    return {
+        "key": bytes.fromhex(crops.mm_hash[: 2 * KEY_BYTES]),
+        "pixels": pixels.view(torch.uint8).numpy().tobytes(),
+        "dtype": str(pixels.dtype).removeprefix("torch."),
+        "shape": list(pixels.shape),
+        "size": [crops.size[1], crops.size[0]],
+    }

@@ -1,0 +1,156 @@
+"""`looktwice serve [MODEL] [--expert FILE] [vLLM's flags]`: settings -> vLLM's own server."""
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from looktwice_server.errors import SettingsError
+from looktwice_server.settings import Settings
+
+PLUGINS = ("looktwice", "looktwice_routes")
+CHECKOUT_MODELS = Path(__file__).parents[2] / "models"
+
+
+@click.command(
+    "serve",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    epilog="All other flags go to vLLM: looktwice serve --max-model-len 2048 --api-key KEY.",
+)
+@click.argument("model", default="nano")
+@click.option(
+    "--expert",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The anomaly expert's weights, for checkpoints that do not bring one: the authors' "
+    "released .pth or a converted .safetensors.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, help="Port to listen on.")
+@click.pass_context
+def serve(context: click.Context, model: str, expert: Path | None, host: str, port: int) -> None:
+    """Serve MODEL behind the OpenAI API.
+
+    MODEL is `nano` (a checkout's models/nano, or a folder of that name under $LOOKTWICE_MODELS), a
+    local folder, or a hub name such as llava-hf/llava-onevision-qwen2-7b-ov-hf with --expert FILE.
+    """
+    from looktwice_adapters.checkpoint import ExpertFileError
+
+    flags = list(context.args)
+    if model.startswith("-"):  # `looktwice serve --dtype float32`: no MODEL before vLLM's flags
+        model, flags = "nano", [model, *flags]
+    try:
+        settings = Settings.from_environment()
+        path = find_model(model)
+        prepare_environment(settings)
+        args = vllm_arguments(path, ["--host", host, "--port", str(port), *flags])
+        configure(args, expert, settings)
+    except (SettingsError, ExpertFileError) as error:
+        raise click.ClickException(str(error)) from error
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    ServeSubcommand.cmd(args)
+
+
+def find_model(name: str) -> str:
+    """A shipped model's folder by its name, or what was given."""
+    roots = [Path(root) for root in (os.environ.get("LOOKTWICE_MODELS"),) if root]
+    for folder in (root / name for root in [*roots, CHECKOUT_MODELS]):
+        if "/" not in name and (folder / "config.json").is_file():
+            return str(folder.resolve())
+    return name
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Set what vLLM reads from the environment, in this process and all that it starts."""
+    named = os.environ.get("VLLM_PLUGINS", "").split(",")
+    os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*filter(None, named), *PLUGINS]))
+    os.environ["VLLM_MEDIA_CONNECTOR"] = "looktwice"
+    os.environ["VLLM_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
+    os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM's default is half the memory
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # plants' machines call nobody
+
+
+def vllm_arguments(model: str, flags: list[str]) -> Namespace:
+    """Parse vLLM's own flags.
+
+    Raises:
+        SettingsError: one of them would let unchecked data reach the worker.
+    """
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="looktwice serve"))
+    args = parser.parse_args([model, *flags])
+    ServeSubcommand().validate(args)
+    refused = {
+        "--trust-request-mm-kwargs": args.trust_request_mm_kwargs,
+        "--enable-mm-embeds": args.enable_mm_embeds,
+        "--enable-prompt-embeds": args.enable_prompt_embeds,
+        "--pipeline-parallel-size above 1": args.pipeline_parallel_size > 1,
+        "--headless": args.headless,
+    }
+    for flag, given in refused.items():
+        if given:
+            raise SettingsError(f"{flag} does not work with inspections; leave it out")
+    return args
+
+
+def configure(args: Namespace, expert: Path | None, settings: Settings) -> None:
+    """Put the expert beside the checkpoint and our worker into vLLM's arguments.
+
+    Raises:
+        SettingsError: the model is no LLaVA-OneVision checkpoint, or has no expert.
+        ExpertFileError: the expert's file does not fit.
+    """
+    from looktwice_server.plugin import ARCHITECTURE
+
+    model = args.model_tag
+    args.hf_overrides = {
+        **(args.hf_overrides if isinstance(args.hf_overrides, dict) else {}),
+        "architectures": [ARCHITECTURE],
+        "anomaly_expert": expert_section(model, expert, args.revision),
+    }
+    args.worker_extension_cls = "looktwice_server.worker.InspectionWorker"
+    args.limit_mm_per_prompt = {"image": settings.max_images}
+    if args.served_model_name is None and Path(model).is_dir():
+        args.served_model_name = [f"looktwice-{Path(model).name}"]
+
+
+def expert_section(model: str, expert: Path | None, revision: str | None) -> dict[str, Any]:
+    """The `anomaly_expert` section of the served config: sizes, weights and the phrase's tokens."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from looktwice_adapters.anomaly_prompt import ADVERBS, phrase
+    from looktwice_server.weights import ExpertSection
+
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"cannot load {model}: {str(error).splitlines()[0]}") from error
+    if config.model_type != "llava_onevision":
+        raise SettingsError(f"{model} is a {config.model_type}, not a LLaVA-OneVision checkpoint")
+    if expert is not None:
+        section: dict[str, Any] = {"weights": str(expert.resolve())}
+    elif (own := getattr(config, "anomaly_expert", None)) is not None:
+        section = dict(own) | {"weights": str(Path(model, own["weights"]).resolve())}
+    else:
+        raise SettingsError(f"{model} brings no anomaly expert; name its file with --expert FILE")
+    section["phrase_token_ids"] = [
+        tokenizer.encode(phrase(adverb), add_special_tokens=False) for adverb in ADVERBS
+    ]
+    if len({len(ids) for ids in section["phrase_token_ids"]}) > 1:
+        raise SettingsError(f"the tokenizer of {model} gives the three phrases unequal lengths")
+    config.anomaly_expert = section
+    ExpertSection.from_config(config).check()
+    return section
+
+
+if __name__ == "__main__":
+    sys.exit(serve())

@@ -1,0 +1,192 @@
+"""The served model: LLaVA-OneVision whose images carry Anomaly-OV's prompt.
+
+Crops go through the image tower and the anomaly expert; out come an image's embeddings in the
+published order, and the record (score, significance map) that the API side turns into an
+inspection.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llava_onevision import (
+    LlavaOnevisionDummyInputsBuilder,
+    LlavaOnevisionForConditionalGeneration,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from looktwice_adapters.anomaly_prompt import adverb_index, append_prompt
+from looktwice_adapters.checkpoint import read_expert
+from looktwice_adapters.expert import AnomalyExpert, ExpertOutput
+from looktwice_server.processor import (
+    IMAGE_KEY,
+    LookTwiceMultiModalProcessor,
+    LookTwiceProcessingInfo,
+    crop_grid,
+)
+from looktwice_server.settings import Settings
+from looktwice_server.weights import ExpertSection
+
+
+class Encoded(NamedTuple):
+    """One image, encoded."""
+
+    embeddings: Tensor  # (T, D): AnyRes features and anomaly prompt
+    score: float  # the head's raw score
+    significance: Tensor  # (B, h, w) float32, the crops' maps
+
+
+class EmbeddingCache:
+    """The latest images' embeddings, up to a number of bytes: inspected now, talked about next."""
+
+    def __init__(self, capacity: int) -> None:
+        """Keep at most `capacity` bytes."""
+        self._capacity = capacity
+        self._size = 0
+        self._items: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def get(self, key: bytes) -> Tensor | None:
+        """The embeddings under the key, if they are still there."""
+        if key in self._items:
+            self._items.move_to_end(key)
+        return self._items.get(key)
+
+    def put(self, key: bytes, embeddings: Tensor) -> None:
+        """Keep the embeddings and drop the oldest ones beyond the capacity."""
+        if (old := self._items.pop(key, None)) is not None:
+            self._size -= old.nbytes
+        self._items[key] = embeddings
+        self._size += embeddings.nbytes
+        while self._size > self._capacity:
+            self._size -= self._items.popitem(last=False)[1].nbytes
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    LookTwiceMultiModalProcessor,
+    info=LookTwiceProcessingInfo,
+    dummy_inputs=LlavaOnevisionDummyInputsBuilder,
+)
+class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration):
+    """vLLM's LLaVA-OneVision with the anomaly expert in it."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        """Build the stock model, then the expert, always in float32."""
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.section = ExpertSection.from_config(self.config)
+        self.anomaly_expert = AnomalyExpert(self.section.config).float()
+        self.register_buffer(
+            "phrase_token_ids", torch.tensor(self.section.phrase_token_ids), persistent=False
+        )
+        self.cache = EmbeddingCache(Settings.from_environment().embeddings_cached_mb * 2**20)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load the checkpoint, then the expert's own file."""
+        state = read_expert(self.section.weights)
+        # vLLM reads every .safetensors of the folder: an expert's that lies there is passed over.
+        loaded = super().load_weights(pair for pair in weights if pair[0] not in state)
+        self.anomaly_expert.load_state_dict({name: value.float() for name, value in state.items()})
+        return loaded | {f"anomaly_expert.{name}" for name in state}
+
+    def embed_multimodal(self, **kwargs: object) -> list[Tensor]:
+        """Each image's embeddings (T, D); those just inspected are not encoded again."""
+        inputs = self._parse_and_validate_image_input(**kwargs)
+        if inputs is None:
+            return []
+        keys = [bytes(key.tolist()) for key in kwargs[IMAGE_KEY]]
+        found = [self.cache.get(key) for key in keys]
+        missing = [i for i, embeddings in enumerate(found) if embeddings is None]
+        encoded = self.encode(
+            [inputs["pixel_values"][i] for i in missing],
+            [inputs["image_sizes"][i].tolist() for i in missing],
+        )
+        for i, image in zip(missing, encoded, strict=True):
+            found[i] = image.embeddings
+        return found
+
+    def inspect(self, key: bytes, image: Encoded) -> dict[str, Any]:
+        """The record of an encoded image for the API side; its embeddings are kept for the chat."""
+        self.cache.put(key, image.embeddings)
+        significance = image.significance.to("cpu", torch.float16)
+        return {
+            "score": image.score,
+            "shape": list(significance.shape),
+            "significance": significance.numpy().tobytes(),
+        }
+
+    @torch.inference_mode()
+    def encode(
+        self, pixel_values: Sequence[Tensor], image_sizes: Sequence[Sequence[int]]
+    ) -> list[Encoded]:
+        """Look at some images, once.
+
+        Args:
+            pixel_values: of each image (B, 3, S, S), the base view first.
+            image_sizes: (height, width) of each image before AnyRes.
+        """
+        if not pixel_values:
+            return []
+        grids = [crop_grid(self.config, width=w, height=h) for h, w in image_sizes]
+        # Where a batch's images differ the processor pads with empty crops, which the score would see.
+        crops = [
+            pixels[: 1 + rows * columns]
+            for pixels, (rows, columns) in zip(pixel_values, grids, strict=True)
+        ]
+        counts = [len(pixels) for pixels in crops]
+        tokens, output = self._look(torch.cat(crops), counts)
+        features = self.multi_modal_projector(tokens).split(counts)
+        prompts = self._prompts(tokens, output, counts)
+        scores = output.score.tolist()
+        significance = output.significance.split(counts)
+        return [
+            Encoded(
+                append_prompt(
+                    self._merge_image_patch_embeddings(
+                        torch.tensor(image_sizes[i]),
+                        features[i],
+                        image_newline=self.image_newline,
+                        strategy="spatial_unpad",
+                    ),
+                    *prompts[i],
+                    self.image_newline,
+                    grids[i],
+                ),
+                scores[i],
+                significance[i],
+            )
+            for i in range(len(crops))
+        ]
+
+    def _look(self, pixels: Tensor, counts: list[int]) -> tuple[Tensor, ExpertOutput]:
+        """The LLM tower's final tokens (B, N, C) and what the expert says of the crops."""
+        pixels = pixels.to(self.image_newline.dtype)
+        tower = self.section.config.tower
+        if tower.name != "llm":
+            tokens = self._image_pixels_to_features(self.vision_tower, pixels)
+            levels, final = self.anomaly_expert.tower(pixels)
+            return tokens, self.anomaly_expert(levels, final, counts)
+        layers = [*tower.levels, tower.final]
+        stacked = self.vision_tower(pixels, select_layers=layers, feature_select_strategy="full")
+        *levels, tokens = stacked.chunk(len(layers), dim=-1)
+        output = self.anomaly_expert([level.float() for level in levels], tokens.float(), counts)
+        return tokens, output
+
+    def _prompts(
+        self, tokens: Tensor, output: ExpertOutput, counts: list[int]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Phrase, global token and selected tokens of each image, as the LLM takes them."""
+        selected, global_tokens = self.anomaly_expert.suspicious_tokens(
+            output, tokens.float(), counts
+        )
+        project = self.multi_modal_projector
+        phrase_ids = self.phrase_token_ids[adverb_index(output.score)]
+        return list(
+            zip(
+                self.language_model.embed_input_ids(phrase_ids),
+                project(global_tokens.to(tokens.dtype)),
+                project(selected.to(tokens.dtype)).split(counts),
+                strict=True,
+            )
+        )

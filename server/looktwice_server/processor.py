@@ -1,0 +1,120 @@
+"""vLLM's multi-modal processor: pictures of a prompt -> crops, placeholder lengths and record keys.
+
+Two things are added to vLLM's own for LLaVA-OneVision: an image's placeholder is longer by the
+anomaly prompt, and each image carries the key under which the worker keeps what it encoded.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers.models.llava_onevision.modeling_llava_onevision import (
+    get_anyres_image_grid_shape,
+)
+from vllm.model_executor.models.llava_onevision import (
+    LlavaOnevisionMultiModalProcessor,
+    LlavaOnevisionProcessingInfo,
+)
+from vllm.multimodal.inputs import (
+    MultiModalBatchedField,
+    MultiModalFieldConfig,
+    MultiModalFieldElem,
+    MultiModalKwargsItems,
+)
+from vllm.multimodal.parse import ImageSize
+
+from looktwice_adapters.anomaly_prompt import prompt_length
+
+IMAGE_KEY = "image_key"
+KEY_BYTES = 16
+
+
+def crop_grid(hf_config: Any, *, width: int, height: int) -> tuple[int, int]:
+    """Rows and columns of the crops that AnyRes makes of a picture."""
+    rows, columns = get_anyres_image_grid_shape(
+        (height, width), hf_config.image_grid_pinpoints, hf_config.vision_config.image_size
+    )
+    return int(rows), int(columns)
+
+
+def image_key(mm_hash: str) -> torch.Tensor:
+    """The key of an image as the tensor that travels with its crops: uint8 (16,)."""
+    # vLLM hands over tensors only; its content hash has 32 hexadecimal digits and more.
+    return torch.frombuffer(bytearray.fromhex(mm_hash[: 2 * KEY_BYTES]), dtype=torch.uint8)
+
+
+class LookTwiceProcessingInfo(LlavaOnevisionProcessingInfo):
+    """Sizes of the placeholders."""
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        """Pictures only: the expert has no notion of a video."""
+        return {"image": None}
+
+    def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
+        """Embeddings of one image: AnyRes features, then the anomaly prompt."""
+        hf_config = self.get_hf_config()
+        grid = crop_grid(hf_config, width=image_width, height=image_height)
+        phrase_tokens = len(hf_config.anomaly_expert["phrase_token_ids"][0])
+        features = super().get_num_image_tokens(image_width=image_width, image_height=image_height)
+        return features + prompt_length(grid, phrase_tokens)
+
+    def get_image_size_with_most_features(self) -> ImageSize:
+        """The size that vLLM reserves room for: the largest of all pinpoints and near aspects.
+
+        The stock model names one size, which is not the worst for other pinpoints.
+        """
+        hf_config = self.get_hf_config()
+        # Padding is cut off and more than nine crops are scaled down, so that the most features
+        # are found just off a pinpoint's own aspect; one patch is as fine as it gets.
+        patch = hf_config.vision_config.patch_size
+        sizes = {
+            ImageSize(width=max(1, width + x * patch), height=max(1, height + y * patch))
+            for height, width in hf_config.image_grid_pinpoints
+            for x in range(-6, 7)
+            for y in range(-6, 7)
+        }
+        return max(
+            sizes,
+            key=lambda size: self.get_num_image_tokens(
+                image_width=size.width, image_height=size.height
+            ),
+        )
+
+
+class LookTwiceMultiModalProcessor(LlavaOnevisionMultiModalProcessor):
+    """Adds each image's key to what the model gets."""
+
+    def _get_mm_fields_config(
+        self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        key = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
+        return {**fields, IMAGE_KEY: key}
+
+    def _merge_mm_kwargs(  # type: ignore[no-untyped-def]  # vLLM's signature, passed on
+        self, cache, mm_hashes, mm_is_cached, mm_missing_kwargs, mm_missing_prompt_updates
+    ):
+        missing = [
+            mm_hash
+            for mm_hash, cached in zip(
+                mm_hashes.get("image", ()), mm_is_cached.get("image", ()), strict=True
+            )
+            if not cached
+        ]
+        _add_keys(mm_missing_kwargs, missing)
+        return super()._merge_mm_kwargs(
+            cache, mm_hashes, mm_is_cached, mm_missing_kwargs, mm_missing_prompt_updates
+        )
+
+    def _apply_hf_processor(self, inputs, timing_ctx):  # type: ignore[no-untyped-def]
+        result = super()._apply_hf_processor(inputs, timing_ctx)
+        _add_keys(result.kwargs, result.hashes.get("image", []))
+        return result
+
+
+def _add_keys(kwargs: MultiModalKwargsItems, mm_hashes: list[str]) -> None:
+    """Put the key beside each image's crops."""
+    field = MultiModalBatchedField(keep_on_cpu=True)
+    for item, mm_hash in zip(kwargs.get("image", ()), mm_hashes, strict=True):
+        if item is not None:
+            item[IMAGE_KEY] = MultiModalFieldElem(data=image_key(mm_hash), field=field)

@@ -1,0 +1,187 @@
+"""HTTP routes: vLLM's endpoint plugin with inspections in chat and inspections alone.
+
+Only routes on the list below are served. Every other one of vLLM's that can carry an image would
+pass the checks by; it answers 404.
+"""
+
+import asyncio
+from argparse import Namespace
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.datastructures import State
+from starlette.responses import Response
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import (
+    load_aware_call,
+    validate_json_request,
+    with_cancellation,
+)
+from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
+
+from looktwice_adapters.checkpoint import file_hash
+from looktwice_server import metrics
+from looktwice_server.chat import ChatRequest, InspectingChat, with_inspections
+from looktwice_server.errors import (
+    RequestError,
+    UnknownReference,
+    request_error_response,
+)
+from looktwice_server.inspections import Finding, Inspections
+from looktwice_server.schemas import Inspection, InspectionList, InspectionsRequest
+from looktwice_server.settings import Settings
+from looktwice_server.weights import ExpertSection
+
+SERVED = frozenset(
+    {
+        "/health", "/load", "/ping", "/version", "/metrics", "/v1/models",
+        "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
+        "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json",
+    }
+)  # fmt: skip
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", dependencies=[Depends(validate_json_request)])
+@with_cancellation
+@load_aware_call
+async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
+    """OpenAI's chat completion, with `inspections` of its images."""
+    state = raw_request.app.state
+    refuse_unknown_reference(request.inspection.reference)
+    answer = await state.looktwice.chat.create_chat_completion(request, raw_request)
+    if isinstance(answer, ErrorResponse):
+        return JSONResponse(answer.model_dump(), status_code=answer.error.code)
+    inspections = [
+        state.looktwice.answer("chat", finding, image, with_map=request.inspection.map).model_dump()
+        for image, finding in enumerate(request._findings)
+    ]
+    if isinstance(answer, ChatCompletionResponse):
+        return JSONResponse(answer.model_dump() | {"inspections": inspections})
+    stream = with_inspections(answer, request.n or 1, inspections)
+    keep_alive = float(getattr(state.args, "sse_keep_alive_interval", 0))
+    return StreamingResponse(
+        with_sse_keep_alive(stream, keep_alive), media_type="text/event-stream"
+    )
+
+
+@router.post("/v1/inspections", dependencies=[Depends(validate_json_request)])
+@with_cancellation
+@load_aware_call
+async def create_inspections(request: InspectionsRequest, raw_request: Request) -> InspectionList:
+    """Inspect pictures without the language model."""
+    looktwice: LookTwice = raw_request.app.state.looktwice
+    refuse_unknown_reference(request.reference)
+    looktwice.check_model(request.model)
+    if len(request.images) > looktwice.settings.max_images:
+        raise RequestError(
+            f"at most {looktwice.settings.max_images} images a request, "
+            f"got {len(request.images)}; send fewer",
+            param="images",
+        )
+    findings = await asyncio.gather(*map(looktwice.find, request.images, range(10**6)))
+    return InspectionList(
+        model=looktwice.model_name,
+        data=[
+            looktwice.answer("inspections", finding, image, with_map=request.map)
+            for image, finding in enumerate(findings)
+        ],
+    )
+
+
+def refuse_unknown_reference(name: str | None) -> None:
+    """Raise UnknownReference for any name: there are no references yet."""
+    if name is not None:
+        raise UnknownReference(
+            f"no reference named {name!r} on this server; leave the key out to inspect without",
+            param="reference",
+        )
+
+
+class LookTwice:
+    """What the routes share in one API process."""
+
+    def __init__(self, engine_client: EngineClient, chat: Any, settings: Settings) -> None:
+        """Wrap vLLM's chat handler and open the way to the workers."""
+        hf_config = engine_client.vllm_config.model_config.hf_config
+        section = ExpertSection.from_config(hf_config)
+
+        async def rpc(method: str, args: tuple[Any, ...]) -> list[Any]:
+            return await engine_client.collective_rpc(method, args=args)
+
+        inspections = Inspections(rpc, hf_config, section.config.calibration, settings)
+        self.settings = settings
+        self.expert = file_hash(section.weights)
+        self.chat = InspectingChat.around(chat, inspections, settings.max_images)
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is served."""
+        return self.chat.models.model_name()
+
+    def check_model(self, name: str | None) -> None:
+        """Raise RequestError (404) for another model's name."""
+        if name is not None and not self.chat.models.is_base_model(name):
+            error = RequestError(
+                f"the model {name!r} is not served here, {self.model_name!r} is", param="model"
+            )
+            error.status = UnknownReference.status
+            raise error
+
+    async def find(self, url: str, index: int) -> Finding:
+        """Inspect the picture behind a URL or data URI.
+
+        Raises:
+            RequestError: it cannot be had or inspected; the message names its index.
+        """
+        request = ChatRequest(
+            messages=[
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+            ]
+        )
+        try:
+            _, [engine_input] = await self.chat.render(request)
+            [finding] = await self.chat.inspect_images(request, engine_input)
+        except RequestError as error:
+            error.args = (f"images[{index}]: {error}",)
+            error.param = "images"
+            raise
+        return finding
+
+    def answer(self, route: str, finding: Finding, image: int, *, with_map: bool) -> Inspection:
+        """The inspection that a request gets, counted."""
+        metrics.INSPECTIONS.labels(route, finding.verdict).inc()
+        metrics.SCORES.observe(finding.score)
+        return finding.inspection(
+            image=image, model=self.model_name, expert=self.expert, with_map=with_map
+        )
+
+
+class InspectionRoutes:
+    """The endpoint plugin that vLLM loads by its name in VLLM_PLUGINS."""
+
+    name = "looktwice_routes"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Serve our routes and those of vLLM's that carry no image."""
+        app.router.routes[:] = [
+            route for route in app.router.routes if getattr(route, "path", None) in SERVED
+        ]
+        app.include_router(router)
+        app.add_exception_handler(RequestError, request_error_response)
+
+    async def init_state(
+        self, engine_client: EngineClient | None, state: State, args: Namespace
+    ) -> None:
+        """Prepare what the routes share."""
+        assert engine_client is not None  # given for every task but `render`
+        state.looktwice = LookTwice(
+            engine_client, state.openai_serving_chat, Settings.from_environment()
+        )
+        # Batches from files (vLLM's run-batch) ask the handler in the state.
+        state.openai_serving_chat = state.looktwice.chat

@@ -1,0 +1,44 @@
+"""The checkpoint's `anomaly_expert` section -> the expert's sizes, weights file and phrase.
+
+The launcher writes the section into the config that vLLM hands to every process; the checkpoint
+on disk stays as it is.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from looktwice_adapters.checkpoint import check_state, read_expert, released_config
+from looktwice_adapters.expert import ExpertConfig
+
+
+@dataclass(frozen=True)
+class ExpertSection:
+    """What the section says."""
+
+    weights: Path
+    config: ExpertConfig
+    phrase_token_ids: tuple[tuple[int, ...], ...]  # of the three adverbs, equally long
+
+    @classmethod
+    def from_config(cls, hf_config: Any) -> Self:
+        """Read the section of a checkpoint's config.
+
+        Raises:
+            ExpertFileError: the sizes have to be read off the file, and it is no expert.
+        """
+        section = dict(hf_config.anomaly_expert)
+        weights = Path(section.pop("weights"))
+        phrases = tuple(tuple(ids) for ids in section.pop("phrase_token_ids"))
+        config = (
+            ExpertConfig.from_dict(section) if section else released_config(read_expert(weights))
+        )
+        return cls(weights, config, phrases)
+
+    def check(self) -> None:
+        """Compare the file with the sizes.
+
+        Raises:
+            ExpertFileError: it is missing, unreadable or does not fit.
+        """
+        check_state(read_expert(self.weights), self.config)
