@@ -4,6 +4,7 @@ vLLM's own handler renders the prompt; here every image of it is inspected, and 
 is put into the prompt behind the image.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -133,7 +134,7 @@ class InspectingChat(OpenAIServingChat):
         if isinstance(rendered, ErrorResponse):
             return rendered
         conversation, [engine_input] = rendered
-        findings = await self.inspect_images(request, engine_input)
+        findings = await self.inspect_images(engine_input)
         if isinstance(request, ChatRequest):
             request._findings = findings
             if findings and request.inspection.grounding:
@@ -145,9 +146,7 @@ class InspectingChat(OpenAIServingChat):
         check_parts(request, self.max_images)
         return await super().render_chat_request(request)
 
-    async def inspect_images(
-        self, request: ChatCompletionRequest, engine_input: Any
-    ) -> list[Finding]:
+    async def inspect_images(self, engine_input: Any) -> list[Finding]:
         """The findings of a rendered prompt's images, in order of appearance.
 
         Raises:
@@ -159,20 +158,10 @@ class InspectingChat(OpenAIServingChat):
         tokens = engine_input["prompt_token_ids"].count(self.image_token_id)
         if tokens != sum(place.length for place in places):
             raise RequestError(f"the text must not contain {IMAGE_TOKENS[0]}", param="messages")
-        findings = [self.inspections.known(mm_hash) for mm_hash in hashes]
-        if None not in findings:
-            return findings  # type: ignore[return-value]  # no None is left
-        items = engine_input["mm_kwargs"]["image"]
-        if any(
-            finding is None and item is None for finding, item in zip(findings, items, strict=True)
-        ):
-            # The processor's cache keeps no crops on this side, and the finding is forgotten.
-            _, [again] = await self.online_renderer.render_chat(request, skip_mm_cache=True)
-            items = again["mm_kwargs"]["image"]
-        return [
-            finding or await self.inspections.inspect(_crops(mm_hash, item))
-            for mm_hash, item, finding in zip(hashes, items, findings, strict=True)
-        ]
+        if not hashes:
+            return []
+        crops = map(_crops, hashes, engine_input["mm_kwargs"]["image"])
+        return await asyncio.gather(*map(self.inspections.inspect, crops))
 
     def _tell(self, engine_input: Any, findings: list[Finding]) -> None:
         """Put the facts sentence of each image behind it."""

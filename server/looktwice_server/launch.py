@@ -118,6 +118,9 @@ def configure(args: Namespace, expert: Path | None, settings: Settings) -> None:
     }
     args.worker_extension_cls = "looktwice_server.worker.InspectionWorker"
     args.limit_mm_per_prompt = {"image": settings.max_images}
+    # vLLM's processor cache takes a rendered picture for one that reached the engine. Ours are
+    # inspected in between, and a request that ends there would leave the two caches apart.
+    args.mm_processor_cache_gb = 0
     if args.served_model_name is None and Path(model).is_dir():
         args.served_model_name = [f"looktwice-{Path(model).name}"]
 

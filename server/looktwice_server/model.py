@@ -129,7 +129,7 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration):
         if not pixel_values:
             return []
         grids = [crop_grid(self.config, width=w, height=h) for h, w in image_sizes]
-        # Where a batch's images differ the processor pads with empty crops, which the score would see.
+        # Images of unequal size are padded with empty crops, which the score would see.
         crops = [
             pixels[: 1 + rows * columns]
             for pixels, (rows, columns) in zip(pixel_values, grids, strict=True)

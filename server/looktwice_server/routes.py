@@ -145,7 +145,7 @@ class LookTwice:
         )
         try:
             _, [engine_input] = await self.chat.render(request)
-            [finding] = await self.chat.inspect_images(request, engine_input)
+            [finding] = await self.chat.inspect_images(engine_input)
         except RequestError as error:
             error.args = (f"images[{index}]: {error}",)
             error.param = "images"
