@@ -39,7 +39,7 @@ def free_port() -> int:
 def running_server(log: Path, *flags: str, **environment: str) -> Iterator[Server]:
     """Run `looktwice serve` with the given flags until the block ends."""
     port = free_port()
-    command = [sys.executable, "-m", "looktwice_clients.cli", "serve", *flags]
+    command = [sys.executable, "-m", "looktwice_clients", "serve", *flags]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "--port", str(port)],
