@@ -1,0 +1,131 @@
+import asyncio
+from typing import Any
+
+import openai
+import pytest
+from PIL import Image
+
+from looktwice_clients import AsyncInspector, ImageError, Inspector, ReplyError
+
+
+def red(level: int) -> Image.Image:
+    """What the wire fixture's server gives the score level / 255."""
+    return Image.new("RGB", (40, 30), (level, 0, 0))
+
+
+def test_ask_returns_the_words_with_the_facts_beside_them(wire: Any) -> None:
+    with Inspector() as inspector:
+        answer = inspector.ask(red(204), "Any defect?", "bottle", max_tokens=7)
+    assert answer.text == "Any defect? 1 pictures, 1 messages."
+    assert (answer.finish_reason, answer.model) == ("stop", "looktwice-test")
+    assert [inspection.score for inspection in answer.inspections] == [pytest.approx(0.8)]
+    assert answer.inspections[0].reference is not None
+    _, body = wire.requests[0]
+    assert body["inspection"] == {"reference": "bottle", "map": False, "grounding": True}
+    assert (body["model"], body["max_tokens"]) == ("looktwice-test", 7)
+
+
+def test_the_facts_of_an_answer_are_those_of_inspect(wire: Any) -> None:
+    with Inspector() as inspector:
+        answer = inspector.ask(red(99), "?", map=True, grounding=False)
+        assert answer.inspections == [inspector.inspect(red(99))]
+    assert wire.requests[0][1]["inspection"] == {"map": True, "grounding": False}
+
+
+def test_a_conversation_carries_its_pictures_and_turns(wire: Any) -> None:
+    with Inspector() as inspector:
+        conversation = inspector.chat(red(204))
+        first = conversation.send("Any defect?")
+        second = conversation.send("And in this one?", red(20))
+        third = conversation.send("Sure?")
+    assert [answer.text for answer in (first, second, third)] == [
+        "Any defect? 1 pictures, 1 messages.",
+        "And in this one? 2 pictures, 3 messages.",
+        "Sure? 2 pictures, 5 messages.",
+    ]
+    assert [round(i.score * 255) for i in conversation.inspections] == [204, 20]
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 3
+    assert conversation.messages[1]["content"] == first.text
+
+
+def test_a_streamed_answer_is_the_whole_answer_in_pieces(wire: Any) -> None:
+    with Inspector() as inspector:
+        conversation = inspector.chat(red(204))
+        pieces = conversation.stream("Any defect?")
+        with pytest.raises(ReplyError, match="not been read to its end"):
+            _ = pieces.answer
+        words = list(pieces)
+        again = inspector.ask(red(204), "Any defect?")
+    assert len(words) == 6
+    assert "".join(words) == again.text
+    assert pieces.answer == again
+    assert conversation.messages[-1] == {"role": "assistant", "content": again.text}
+
+
+def test_an_async_conversation_says_and_remembers_the_same(wire: Any) -> None:
+    async def run() -> tuple[Any, ...]:
+        async with AsyncInspector() as inspector:
+            conversation = inspector.chat(red(204))
+            first = await conversation.send("Any defect?")
+            pieces = await conversation.stream("And here?", red(20))
+            words = [word async for word in pieces]
+            asked = await inspector.ask(red(204), "Any defect?")
+            return first, words, pieces.answer, asked, conversation.messages
+
+    first, words, second, asked, messages = asyncio.run(run())
+    with Inspector() as inspector:
+        conversation = inspector.chat(red(204))
+        assert conversation.send("Any defect?") == first == asked
+        assert conversation.send("And here?", red(20)) == second
+    assert "".join(words) == second.text
+    assert messages == conversation.messages
+
+
+def test_a_failed_turn_is_forgotten_and_its_picture_waits(wire: Any) -> None:
+    with Inspector() as inspector:
+        conversation = inspector.chat(red(204))
+        with pytest.raises(openai.BadRequestError, match="longer than the context"):
+            conversation.send("fail")
+        assert conversation.messages == []
+        assert conversation.send("Again?").text == "Again? 1 pictures, 1 messages."
+
+
+def test_a_stream_closed_early_is_forgotten(wire: Any) -> None:
+    with Inspector() as inspector:
+        conversation = inspector.chat(red(204))
+        pieces = conversation.stream("one two three four five")
+        assert next(iter(pieces)) == "one "
+        pieces.close()
+        assert conversation.messages == []
+        assert conversation.send("Again?").text == "Again? 1 pictures, 1 messages."
+
+
+def test_a_conversation_without_pictures_has_no_inspections(wire: Any) -> None:
+    with Inspector() as inspector:
+        assert inspector.chat().send("Hello").inspections == []
+
+
+def test_a_broken_picture_is_refused_when_it_is_attached(wire: Any) -> None:
+    with Inspector() as inspector, pytest.raises(ImageError, match=r"missing\.png"):
+        inspector.chat("missing.png")
+    assert wire.requests == []
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_server_without_inspections_is_not_taken_for_looktwice(wire: Any, streamed: bool) -> None:
+    wire.looktwice = False
+    with Inspector() as inspector:
+        conversation = inspector.chat(red(1))
+        with pytest.raises(ReplyError, match="is this a LookTwice server"):
+            list(conversation.stream("?")) if streamed else conversation.send("?")
+    assert conversation.messages == []
+
+
+def test_the_model_is_asked_for_once_or_named(wire: Any) -> None:
+    with Inspector() as inspector:
+        assert inspector.model == "looktwice-test"
+        wire.model = "another"
+        assert inspector.model == "looktwice-test"
+    with Inspector(model="named") as inspector:
+        inspector.ask(red(1), "?")
+    assert wire.requests[-1][1]["model"] == "named"
