@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +35,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@contextmanager
-def running_server(log: Path, *flags: str, **environment: str) -> Iterator[Server]:
+def running_server(log: Path, *flags: str, **environment: str) -> AbstractContextManager[Server]:
     """Run `looktwice serve` with the given flags until the block ends."""
+    return _running([sys.executable, "-m", "looktwice_clients", "serve", *flags], log, environment)
+
+
+def stock_server(log: Path, model: Path, *flags: str) -> AbstractContextManager[Server]:
+    """Run vLLM's own server with its own LLaVA-OneVision until the block ends."""
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    environment = {"VLLM_PLUGINS": "", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    return _running([*command, "--host", "127.0.0.1", *flags], log, environment)
+
+
+@contextmanager
+def _running(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[Server]:
+    """Run a server on a free port until the block ends."""
     port = free_port()
-    command = [sys.executable, "-m", "looktwice_clients", "serve", *flags]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "--port", str(port)],
