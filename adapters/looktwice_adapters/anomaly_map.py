@@ -6,7 +6,7 @@ kept, padded, into a grid of crops. Both are undone here, so that a value stands
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,11 @@ PEAK_SHARE = 0.8  # of the peak: how far the one region of a map below the thres
 MAX_REGIONS = 50
 _ROWS, _COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 
+Position = Literal[
+    "top left", "top", "top right", "left", "center", "right",
+    "bottom left", "bottom", "bottom right",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Region:
@@ -29,7 +34,7 @@ class Region:
     box: tuple[int, int, int, int]  # x0, y0, x1, y1 in the image's pixels, half open
     score: float  # the map's peak in it, [0, 1]
     area: float  # fraction of the image
-    position: str  # one of nine places, of the peak
+    position: Position  # of the peak
 
 
 class Placement(NamedTuple):
@@ -100,10 +105,10 @@ def stitch(
     return (sample(significance[0], WHOLE, target) + sample(canvas, place, target)) / 2
 
 
-def position(x: float, y: float) -> str:
+def position(x: float, y: float) -> Position:
     """The place in words of a point given as fractions of width and height."""
     row, column = _ROWS[min(int(3 * y), 2)], _COLUMNS[min(int(3 * x), 2)]
-    return " ".join(word for word in (row, column) if word) or "center"
+    return cast(Position, " ".join(word for word in (row, column) if word) or "center")
 
 
 def find_regions(

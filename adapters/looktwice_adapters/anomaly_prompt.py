@@ -4,10 +4,13 @@ Anomaly-OV, "Inference": [image tokens][phrase with adverb][global token][base v
 tokens][the grid's selected tokens, row by row, a newline after each row].
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-ADVERBS = ("slightly", "moderately", "highly")
+Adverb = Literal["slightly", "moderately", "highly"]
+ADVERBS: tuple[Adverb, ...] = ("slightly", "moderately", "highly")
 # Scores at which the adverb changes. Compared in double precision: float32(0.7) is below 0.7, and
 # the published code, which compares with Python numbers, says "moderately" there.
 BOUNDARIES = (0.3, 0.7)

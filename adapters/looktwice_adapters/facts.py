@@ -5,11 +5,13 @@ into the user's message, the assistant is trained on it, and answers repeat it.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
+Verdict = Literal["normal", "anomalous", "undecided"]
 MAX_PLACES = 3
 
 
-def facts_sentence(verdict: str, positions: Sequence[str], reference: str | None = None) -> str:
+def facts_sentence(verdict: Verdict, positions: Sequence[str], reference: str | None = None) -> str:
     """One line of facts about one image, ending with a newline.
 
     Args:

@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from looktwice_adapters.anomaly_map import Region, find_regions, stitch
-from looktwice_adapters.anomaly_prompt import ADVERBS, adverb_index
+from looktwice_adapters.anomaly_prompt import ADVERBS, Adverb, adverb_index
 from looktwice_adapters.expert import Calibration
+from looktwice_adapters.facts import Verdict
 from looktwice_server import metrics, schemas
 from looktwice_server.errors import ExpertUnavailable
 from looktwice_server.processor import KEY_BYTES, crop_grid
@@ -47,13 +48,13 @@ class Finding:
     """What was found on a picture."""
 
     score: float  # calibrated, [0, 1]
-    severity: str
+    severity: Adverb
     anomaly_map: NDArray[np.uint8]  # (H, W), 255 * calibrated score
     regions: tuple[Region, ...]
     size: tuple[int, int]
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """Normal or anomalous, by the threshold."""
         return "anomalous" if self.score >= THRESHOLD else "normal"
 
@@ -140,7 +141,8 @@ class Inspections:
 
     def _next_batch(self) -> list[tuple[Crops, asyncio.Future[Finding]]]:
         """Those who wait longest, up to the number of crops of one call, at least one picture."""
-        batch, total = [], 0
+        batch: list[tuple[Crops, asyncio.Future[Finding]]] = []
+        total = 0
         for crops, future in self._waiting.values():
             total += len(crops.pixels)
             if batch and total > self._settings.crops_per_call:

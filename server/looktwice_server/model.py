@@ -90,21 +90,20 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration):
         self.anomaly_expert.load_state_dict({name: value.float() for name, value in state.items()})
         return loaded | {f"anomaly_expert.{name}" for name in state}
 
-    def embed_multimodal(self, **kwargs: object) -> list[Tensor]:
+    def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """Each image's embeddings (T, D); those just inspected are not encoded again."""
         inputs = self._parse_and_validate_image_input(**kwargs)
         if inputs is None:
             return []
         keys = [bytes(key.tolist()) for key in kwargs[IMAGE_KEY]]
-        found = [self.cache.get(key) for key in keys]
-        missing = [i for i, embeddings in enumerate(found) if embeddings is None]
+        found = {i: kept for i, key in enumerate(keys) if (kept := self.cache.get(key)) is not None}
+        missing = [i for i in range(len(keys)) if i not in found]
         encoded = self.encode(
             [inputs["pixel_values"][i] for i in missing],
             [inputs["image_sizes"][i].tolist() for i in missing],
         )
-        for i, image in zip(missing, encoded, strict=True):
-            found[i] = image.embeddings
-        return found
+        found |= {i: image.embeddings for i, image in zip(missing, encoded, strict=True)}
+        return [found[i] for i in range(len(keys))]
 
     def inspect(self, key: bytes, image: Encoded) -> dict[str, Any]:
         """The record of an encoded image for the API side; its embeddings are kept for the chat."""

@@ -16,7 +16,7 @@ import aiohttp
 import numpy as np
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
 from looktwice_server.errors import PictureError
@@ -48,7 +48,7 @@ def decode(data: bytes, settings: Settings) -> Image.Image:
             f"the picture has more pixels than this server takes ({settings.max_pixels:,}); "
             "send a smaller one"
         ) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise PictureError(f"not a picture in a format that is read here: {known}") from error
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:

@@ -4,6 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from looktwice_adapters.anomaly_map import Position
+from looktwice_adapters.anomaly_prompt import Adverb
+from looktwice_adapters.facts import Verdict
+
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -36,10 +40,7 @@ class Region(Strict):
     box: tuple[int, int, int, int]  # x0, y0, x1, y1: pixels of the upright original, half open
     score: Unit
     area: Unit
-    position: Literal[
-        "top left", "top", "top right", "left", "center", "right",
-        "bottom left", "bottom", "bottom right",
-    ]  # fmt: skip
+    position: Position
 
 
 class ReferenceVersion(Strict):
@@ -61,9 +62,9 @@ class Inspection(Strict):
     id: str
     image: int
     score: Unit
-    verdict: Literal["normal", "anomalous", "undecided"]
+    verdict: Verdict
     threshold: Unit
-    severity: Literal["slightly", "moderately", "highly"]
+    severity: Adverb
     regions: list[Region]
     reference: ReferenceVersion | None
     p_value: Unit | None
