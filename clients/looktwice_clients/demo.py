@@ -33,8 +33,7 @@ def main() -> int:
     """Run the demo; the exit code, 1 with one line on stderr where something is missing."""
     out = Path("out")
     out.mkdir(exist_ok=True)
-    # Ended by its parent, the demo still ends its server; a proxy has no business between the two.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    # A proxy has no business between the demo and its own server.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     try:
         pictures = example_pictures()
@@ -82,6 +81,8 @@ def running_server(model: str, log: Path) -> Iterator[str]:
     address = ["--host", "127.0.0.1", "--port", str(port)]
     command = [sys.executable, "-m", "looktwice_clients", "serve", model, *address]
     print(f"$ looktwice serve {model} {' '.join(address)}    (log: {log})", flush=True)
+    # Ended by its parent, the demo still ends its server.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with log.open("wb") as output:
         server = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -91,6 +92,7 @@ def running_server(model: str, log: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         stop(server)
+        signal.signal(signal.SIGTERM, before)
 
 
 def free_port() -> int:
