@@ -44,6 +44,8 @@ def serve(context: click.Context, model: str, expert: Path | None, host: str, po
     try:
         settings = Settings.from_environment()
         path = find_model(model)
+        if path != model:  # a shipped model is small: 1 GiB of KV cache instead of vLLM's half
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         prepare_environment(settings)
         args = vllm_arguments(path, ["--host", host, "--port", str(port), *flags])
         configure(args, expert, settings)
@@ -71,7 +73,6 @@ def prepare_environment(settings: Settings) -> None:
     os.environ["VLLM_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
     os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM's default is half the memory
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # plants' machines call nobody
 
 
