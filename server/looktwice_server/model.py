@@ -7,15 +7,17 @@ inspection.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
+from vllm.model_executor.models.interfaces import SupportsLoRA
 from vllm.model_executor.models.llava_onevision import (
     LlavaOnevisionDummyInputsBuilder,
     LlavaOnevisionForConditionalGeneration,
 )
+from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from looktwice_adapters.anomaly_prompt import adverb_index, append_prompt
@@ -69,8 +71,13 @@ class EmbeddingCache:
     info=LookTwiceProcessingInfo,
     dummy_inputs=LlavaOnevisionDummyInputsBuilder,
 )
-class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration):
-    """vLLM's LLaVA-OneVision with the anomaly expert in it."""
+class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, SupportsLoRA):
+    """vLLM's LLaVA-OneVision with the anomaly expert in it; LoRA adapts its language model."""
+
+    packed_modules_mapping: ClassVar = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         """Build the stock model, then the expert, always in float32."""
@@ -89,6 +96,14 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration):
         loaded = super().load_weights(pair for pair in weights if pair[0] not in state)
         self.anomaly_expert.load_state_dict({name: value.float() for name, value in state.items()})
         return loaded | {f"anomaly_expert.{name}" for name in state}
+
+    def get_mm_mapping(self) -> MultiModelKeys:
+        """Which modules are which, for vLLM's LoRA."""
+        return MultiModelKeys.from_string_field(
+            language_model="language_model",
+            connector="multi_modal_projector",
+            tower_model="vision_tower",
+        )
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """Each image's embeddings (T, D); those just inspected are not encoded again."""
