@@ -8,7 +8,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from looktwice_adapters.facts import MAX_PLACES
+from looktwice_adapters.anomaly_prompt import Adverb
+from looktwice_adapters.facts import MAX_PLACES, Verdict
 from looktwice_adapters.questions import ORDINALS
 
 PLACES = {
@@ -33,9 +34,9 @@ class Facts:
     prompt carries the adverb alone (no facts sentence).
     """
 
-    verdict: str = "normal"
+    verdict: Verdict = "normal"
     positions: tuple[str, ...] = ()
-    adverb: str = "slightly"
+    adverb: Adverb = "slightly"
     reference: str | None = None
     stated: bool = True
 

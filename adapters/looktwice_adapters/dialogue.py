@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from looktwice_adapters.anomaly_prompt import ADVERBS
 from looktwice_adapters.answers import (
     ONE_PICTURE_TOPICS,
     PLACES,
@@ -18,10 +19,9 @@ from looktwice_adapters.answers import (
     answer_several,
     answer_without_picture,
 )
-from looktwice_adapters.facts import facts_sentence
+from looktwice_adapters.facts import Verdict, facts_sentence
 from looktwice_adapters.questions import ORDINALS, Split, as_typed, ask
 
-ADVERBS = ("slightly", "moderately", "highly")
 REFERENCES = """bottle cable capsule carpet grid hazelnut leather nut pill screw tile toothbrush
 wood transistor zipper cookie pcb1 fabric-blue line3 gearbox_v2 front left_door A7 part-0815 lot42
 panel casting weld_seam test my-part top_cover M8 product housing_black cap""".split()
@@ -73,11 +73,12 @@ def draw_facts(rng: random.Random, *, stated: bool = True) -> Facts:
     adverb = rng.choice(ADVERBS)
     if not stated:
         return Facts("normal" if adverb == "slightly" else "anomalous", (), adverb, stated=False)
-    verdict = rng.choices(("anomalous", "normal", "undecided"), (10, 8, 1))[0]
+    verdicts: tuple[Verdict, ...] = ("anomalous", "normal", "undecided")
+    verdict = rng.choices(verdicts, (10, 8, 1))[0]
     reference = rng.choice(REFERENCES) if rng.random() < 0.3 else None
     most = {"anomalous": 1, "normal": 0, "undecided": rng.choice((0, 1))}[verdict]
     if verdict == "anomalous" and rng.random() < 0.5:
-        most = rng.choice((2, 2, 3, 3, 4, 5, 6, 8, 11, 14))
+        most = rng.choice((2, 2, 3, 3, 4, 5, 6, rng.randint(7, 50)))
     positions = tuple(rng.choice(list(PLACES)) for _ in range(most))
     return Facts(verdict, positions, adverb, reference)
 

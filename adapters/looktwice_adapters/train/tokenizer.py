@@ -104,6 +104,14 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     path.write_text(json.dumps(written, indent=2) + "\n")
 
 
+def kept_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder; trained and saved there if it is not yet."""
+    if not (folder / "tokenizer.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tokenizer(train_tokenizer(), folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
 def phrase_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
     """Token ids of the phrase for each of ADVERBS; their counts must agree."""
     ids = [tokenizer(phrase(adverb), add_special_tokens=False)["input_ids"] for adverb in ADVERBS]

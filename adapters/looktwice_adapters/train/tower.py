@@ -180,8 +180,9 @@ def train_tower(
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def tower(pictures: Path, teacher: Path, out: Path, steps: int, limit: int, resume: bool) -> None:
     """Distil the LLM's small image tower from a frozen network's features on free pictures."""
-    network = TimmTower(TEACHER).to(memory_format=torch.channels_last)
+    network = TimmTower(TEACHER)
     load_lite0(network, teacher)
+    network.network.to(memory_format=torch.channels_last)
     # Autocast leaves the stages in bfloat16, which antialiased resampling does not know on CPU.
     network.network.register_forward_hook(lambda _, __, stages: [s.float() for s in stages])
     student = train_tower(read_pictures(pictures, limit, 288, 128), network, out, steps, resume)

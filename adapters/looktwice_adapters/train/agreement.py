@@ -1,0 +1,75 @@
+"""Agreement: an assistant's answers and the facts it was given -> how often they say the same.
+
+Asked in words that training never saw (the held-out templates), with facts drawn at random.
+"""
+
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from looktwice_adapters.answers import PLACES, Facts, answer
+from looktwice_adapters.dialogue import Dialogue, Turn, draw_facts
+from looktwice_adapters.questions import ask
+
+YES_NO_TOPICS = ("defect", "fine", "yes_no", "no_yes")
+PLACE_TOPICS = ("defect", "fine", "where", "summary", "describe", "advice", "count", "either")
+_PLACE = re.compile(r"\b(" + "|".join(sorted(PLACES, key=len, reverse=True)) + r")\b")
+
+
+def said_yes(text: str) -> bool | None:
+    """Whether an answer begins with Yes (True) or No (False); None for anything else."""
+    first = re.match(r"\s*(yes|no)\b", text, re.IGNORECASE)
+    return None if first is None else first[1].lower() == "yes"
+
+
+def place_named(text: str) -> str | None:
+    """The first of the nine places that an answer names."""
+    found = _PLACE.search(text.lower())
+    return found[1] if found else None
+
+
+@dataclass
+class Agreement:
+    """Counts of answers that were checked and that agreed, by what was checked."""
+
+    checked: Counter[str] = field(default_factory=Counter)
+    agreed: Counter[str] = field(default_factory=Counter)
+    wrong: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def note(self, what: str, agreed: bool, *said: str) -> None:
+        """Count one check; keep (what, question, answer) of a failed one."""
+        self.checked[what] += 1
+        self.agreed[what] += agreed
+        if not agreed:
+            self.wrong.append((what, *said))  # type: ignore[arg-type]
+
+    def shares(self) -> dict[str, float]:
+        """Agreed / checked for everything checked."""
+        return {what: self.agreed[what] / count for what, count in self.checked.items()}
+
+
+def expected_yes(topic: str, facts: Facts) -> bool | None:
+    """What a yes/no answer must begin with; None where it must be neither."""
+    if facts.verdict == "undecided":
+        return None
+    return (facts.verdict == "anomalous") == (topic in ("defect", "yes_no"))
+
+
+def check(agreement: Agreement, topic: str, facts: Facts, question: str, said: str) -> None:
+    """Compare one answer about one picture with its facts."""
+    if topic in YES_NO_TOPICS:
+        agreement.note("yes_no", said_yes(said) == expected_yes(topic, facts), question, said)
+    if topic in PLACE_TOPICS and facts.verdict == "anomalous" and facts.positions:
+        agreement.note("place", place_named(said) == facts.positions[0], question, said)
+    if facts.stated:
+        rngs = (random.Random(seed) for seed in range(20))
+        expected = {answer(topic, facts, rng) for rng in rngs}
+        agreement.note("exact", said in expected, question, said)
+
+
+def held_out_dialogue(rng: random.Random, topics: tuple[str, ...], *, stated: bool) -> Dialogue:
+    """One question in words that were held out, about one picture with drawn facts."""
+    facts, topic = draw_facts(rng, stated=stated), rng.choice(topics)
+    turn = Turn(ask(topic, rng, "held_out"), "", (facts,), topic)
+    return Dialogue((turn,))

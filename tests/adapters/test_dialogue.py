@@ -1,0 +1,128 @@
+"""Dialogues: answers say what the facts say, questions come in many forms, exports are LLaVA's."""
+
+import random
+import re
+
+import pytest
+
+from looktwice_adapters.answers import ONE_PICTURE_TOPICS, PLACES, Facts, answer, answer_several
+from looktwice_adapters.dialogue import (
+    draw_facts,
+    make_dialogue,
+    messages,
+    picture_prefix,
+    to_llava,
+    user_text,
+)
+from looktwice_adapters.questions import TEMPLATES, ask, fill, templates
+from looktwice_adapters.train.agreement import expected_yes, place_named, said_yes
+
+SCRATCHED = Facts("anomalous", ("bottom left", "center", "bottom left"), "slightly", "bottle")
+GOOD = Facts("normal", (), "highly")
+UNCLEAR = Facts("undecided", ("top",), "moderately")
+
+
+def rngs(count: int) -> list[random.Random]:
+    return [random.Random(seed) for seed in range(count)]
+
+
+def test_thousands_of_ways_to_ask_whether_there_is_a_defect():
+    rng = random.Random(0)
+    asked = {ask(topic, rng) for topic in ("defect", "fine") for _ in range(4000)}
+    assert len(asked) > 4000
+
+
+def test_hundreds_of_held_out_ways_to_ask_which_training_never_uses():
+    rng = random.Random(0)
+    held_out = {ask(t, rng, "held_out") for t in ("defect", "fine", "where") for _ in range(2000)}
+    assert len(held_out) > 1000
+    for topic in TEMPLATES:
+        assert not set(templates(topic, "train")) & set(templates(topic, "held_out"))
+        assert templates(topic, "held_out") or len(TEMPLATES[topic]) < 8
+
+
+@pytest.mark.parametrize("topic", TEMPLATES)
+def test_every_template_becomes_a_plain_sentence(topic):
+    for template in TEMPLATES[topic]:
+        for rng in rngs(20):
+            text = fill(template, rng, place="at the top")
+            assert not re.search(r"[\[\]{}|]|  ", text), template
+
+
+@pytest.mark.parametrize("topic", ["defect", "fine", "yes_no", "no_yes"])
+@pytest.mark.parametrize("facts", [SCRATCHED, GOOD, UNCLEAR, Facts("anomalous", (), stated=False)])
+def test_first_word_is_the_verdict(topic, facts):
+    for rng in rngs(20):
+        assert said_yes(answer(topic, facts, rng)) == expected_yes(topic, facts)
+
+
+@pytest.mark.parametrize("topic", ONE_PICTURE_TOPICS)
+def test_an_answer_names_only_places_of_its_facts_and_the_strongest_first(topic):
+    for rng in rngs(300):
+        facts = draw_facts(rng, stated=rng.random() < 0.8)
+        said = answer(topic, facts, rng)
+        names = re.findall("|".join(sorted(PLACES.values(), key=len, reverse=True)), said)
+        assert set(names) <= {PLACES[name] for name in facts.named}
+        assert place_named(said) in (None, *facts.named[:1])
+        if facts.verdict == "normal":
+            assert place_named(said) is None
+
+
+def test_numbers_references_and_adverbs_come_from_the_facts():
+    for rng in rngs(500):
+        facts = draw_facts(rng)
+        said = " ".join(answer(topic, facts, rng) for topic in ONE_PICTURE_TOPICS)
+        assert set(re.findall(r"(\d+) suspicious", said)) <= {str(len(facts.positions))}
+        assert set(re.findall(r"(slightly|moderately|highly)", said)) <= {facts.adverb}
+        if facts.reference:
+            assert f"the reference {facts.reference}" in said
+        else:
+            assert "the reference" not in said
+
+
+def test_a_map_with_more_regions_than_places_is_not_said_to_be_complete():
+    facts = Facts("anomalous", ("top", "left", "right", "bottom"))
+    said = answer("where", facts, random.Random(0))
+    assert said == "The suspicious regions are mainly at the top, on the left and on the right."
+
+
+def test_several_pictures_are_answered_one_by_one_under_one_yes_or_no():
+    assert answer_several("defect", [GOOD, SCRATCHED]) == (
+        "Yes. The first picture is normal. "
+        "The second picture is anomalous, at the bottom left and in the center."
+    )
+    assert answer_several("fine", [GOOD, GOOD]).startswith("Yes. The first picture is normal.")
+    assert answer_several("which", [GOOD, GOOD]).startswith("None. ")
+    assert said_yes(answer_several("defect", [GOOD, UNCLEAR])) is None
+
+
+def test_the_facts_stand_between_the_picture_and_the_question():
+    assert picture_prefix(SCRATCHED) == (
+        "<image>Inspection: anomalous, 3 regions: bottom left, center. Reference: bottle.\n"
+    )
+    assert picture_prefix(Facts("anomalous", (), "highly", stated=False)) == "<image>"
+
+
+def test_verdict_and_adverb_are_drawn_independently():
+    drawn = {(facts.verdict, facts.adverb) for facts in map(draw_facts, rngs(400))}
+    assert {(v, a) for v in ("normal", "anomalous") for a in ("slightly", "highly")} <= drawn
+
+
+def test_conversations_are_the_same_for_the_same_seed_and_alternate():
+    for seed in range(50):
+        dialogue = make_dialogue(random.Random(seed))
+        assert dialogue == make_dialogue(random.Random(seed))
+        roles = [message["role"] for message in messages(dialogue) if message["role"] != "system"]
+        assert roles == ["user", "assistant"] * len(dialogue.turns)
+
+
+def test_llava_export_has_one_image_token_for_each_path():
+    dialogue = next(d for d in map(make_dialogue, rngs(50)) if len(d.pictures) == 2)
+    record = to_llava(dialogue, "a1", ["one.png", "two.png"])
+    said = "".join(part["value"] for part in record["conversations"])
+    assert said.count("<image>") == 2
+    assert record["image"] == ["one.png", "two.png"]
+    assert record["conversations"][-1] == {"from": "gpt", "value": dialogue.turns[-1].reply}
+    assert user_text(dialogue.turns[0]) in [p["value"] for p in record["conversations"]]
+    with pytest.raises(ValueError, match="2 pictures, but 1 paths"):
+        to_llava(dialogue, "a1", ["one.png"])
