@@ -4,7 +4,9 @@ Two things are added to vLLM's own for LLaVA-OneVision: an image's placeholder i
 anomaly prompt, and each image carries the key under which the worker keeps what it encoded.
 """
 
+import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,6 +39,27 @@ def crop_grid(hf_config: Any, *, width: int, height: int) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
+def fitting_sizes(hf_config: Any) -> set[ImageSize]:
+    """A size of every length that a picture's tokens can have: each token count on each grid.
+
+    A picture fills its grid along one side; along the other, where padding is cut off again, it
+    ends somewhere in the last crop (it would get a smaller grid else). The size in pixels beyond
+    that changes nothing.
+    """
+    crop = hf_config.vision_config.image_size
+    tokens = crop // hf_config.vision_config.patch_size  # of a crop's side
+    ends = {max(1, math.ceil(count * crop / tokens)) for count in range(tokens + 1)}
+    return {
+        size
+        for height, width in hf_config.image_grid_pinpoints
+        for end in ends
+        for size in (
+            ImageSize(width=width, height=height - crop + end),
+            ImageSize(width=width - crop + end, height=height),
+        )
+    }
+
+
 def image_key(mm_hash: str) -> torch.Tensor:
     """The key of an image as the tensor that travels with its crops: uint8 (16,)."""
     # vLLM hands over tensors only; its content hash has 32 hexadecimal digits and more.
@@ -59,22 +82,16 @@ class LookTwiceProcessingInfo(LlavaOnevisionProcessingInfo):
         return features + prompt_length(grid, phrase_tokens)
 
     def get_image_size_with_most_features(self) -> ImageSize:
-        """The size that vLLM reserves room for: the largest of all pinpoints and near aspects.
+        """The size that vLLM reserves room for: no other has more embeddings.
 
-        The stock model names one size, which is not the worst for other pinpoints.
+        The stock model names one size, which is not the worst for every grid of crops.
         """
-        hf_config = self.get_hf_config()
-        # Padding is cut off and more than nine crops are scaled down, so that the most features
-        # are found just off a pinpoint's own aspect; one patch is as fine as it gets.
-        patch = hf_config.vision_config.patch_size
-        sizes = {
-            ImageSize(width=max(1, width + x * patch), height=max(1, height + y * patch))
-            for height, width in hf_config.image_grid_pinpoints
-            for x in range(-6, 7)
-            for y in range(-6, 7)
-        }
+        return self._largest
+
+    @cached_property
+    def _largest(self) -> ImageSize:
         return max(
-            sizes,
+            fitting_sizes(self.get_hf_config()),
             key=lambda size: self.get_num_image_tokens(
                 image_width=size.width, image_height=size.height
             ),
