@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from vllm.exceptions import VLLMError
 
 from looktwice_adapters.anomaly_map import Region, find_regions, stitch
 from looktwice_adapters.anomaly_prompt import ADVERBS, Adverb, adverb_index
@@ -121,11 +122,20 @@ class Inspections:
             return finding
         if crops.mm_hash not in self._waiting:
             future = asyncio.get_running_loop().create_future()
-            self._waiting[crops.mm_hash] = (crops, future)
+            self._waiting[crops.mm_hash] = (self._own_crops(crops), future)
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._work())
         # Shielded: whoever else waits for this picture keeps waiting when one client goes away.
-        return await asyncio.shield(self._waiting[crops.mm_hash][1])
+        try:
+            return await asyncio.shield(self._waiting[crops.mm_hash][1])
+        except ExpertUnavailable as error:
+            raise ExpertUnavailable(str(error)) from error  # each caller adds to its own
+
+    def _own_crops(self, crops: Crops) -> Crops:
+        """The crops without the empty ones that pad a smaller grid to that of its neighbours."""
+        width, height = crops.size
+        rows, columns = crop_grid(self._hf_config, width=width, height=height)
+        return replace(crops, pixels=crops.pixels[: 1 + rows * columns])
 
     async def _work(self) -> None:
         """Serve who waits, until nobody does."""
@@ -153,7 +163,7 @@ class Inspections:
     async def _inspect_batch(self, batch: list[tuple[Crops, asyncio.Future[Finding]]]) -> None:
         """One call to the worker, then one finding for each picture."""
         start = time.perf_counter()
-        answers = await self._rpc("looktwice_inspect", ([_payload(crops) for crops, _ in batch],))
+        answers = await self._ask([_payload(crops) for crops, _ in batch])
         metrics.EXPERT_SECONDS.observe(time.perf_counter() - start)
         records = answers[0]  # of the first tensor-parallel rank; all ranks say the same
         if isinstance(records, str):
@@ -167,17 +177,32 @@ class Inspections:
         while len(self._known) > self._settings.findings_cached:
             self._known.popitem(last=False)
 
+    async def _ask(self, payloads: list[dict[str, Any]]) -> list[Any]:
+        """What the workers answer.
+
+        Raises:
+            ExpertUnavailable: they did not, this time; a dead engine is vLLM's own to report.
+        """
+        try:
+            return await self._rpc("looktwice_inspect", (payloads,))
+        except VLLMError:
+            raise
+        except Exception as error:
+            raise ExpertUnavailable(
+                f"the picture could not be inspected now ({error}); try again later"
+            ) from error
+
     def _find(self, crops: Crops, record: dict[str, Any]) -> Finding:
         """Calibrate a record, stitch its map and find the regions."""
         significance = torch.frombuffer(
-            bytearray(record["significance"]), dtype=torch.float16
+            bytearray(record["significance"]), dtype=torch.float32
         ).view(record["shape"])
         width, height = crops.size
         raw = torch.tensor(record["score"])
         score = float(self._calibration.score(raw.double()))
         anomaly_map = self._calibration.map(
             stitch(
-                significance.float(),
+                significance,
                 crop_grid(self._hf_config, width=width, height=height),
                 crops.size,
                 self._hf_config.vision_config.image_size,

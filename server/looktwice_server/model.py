@@ -123,7 +123,7 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
     def inspect(self, key: bytes, image: Encoded) -> dict[str, Any]:
         """The record of an encoded image for the API side; its embeddings are kept for the chat."""
         self.cache.put(key, image.embeddings)
-        significance = image.significance.to("cpu", torch.float16)
+        significance = image.significance.cpu()
         return {
             "score": image.score,
             "shape": list(significance.shape),
