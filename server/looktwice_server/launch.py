@@ -53,6 +53,9 @@ def serve(context: click.Context, model: str, expert: Path | None, host: str, po
         raise click.ClickException(str(error)) from error
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
+    # vLLM only logs a plugin that fails to load and serves on, with its own unchecked routes.
+    import looktwice_server.routes  # noqa: F401
+
     ServeSubcommand.cmd(args)
 
 
