@@ -20,7 +20,6 @@ COMMANDS = {
     "serve": "Run the OpenAI-compatible inspection server.",
     "inspect": "Score, verdict and regions of pictures.",
     "chat": "Talk about pictures in the terminal.",
-    "reference": "Keep the normal images of a product.",
     "evaluate": "Measure image and pixel metrics on data sets.",
     "train": "Train the papers' stages.",
     "convert-expert": "Convert the authors' released expert weights.",

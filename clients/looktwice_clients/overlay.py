@@ -25,9 +25,9 @@ class OverlayStyle:
     """A smaller picture is enlarged until its longer side has so many pixels."""
     longest: int = 2048
     """A larger picture is reduced until its longer side has so many pixels."""
-    blend_from: float = 0.35
+    blend_from: float = 0.42
     """Scores up to here leave the part as it is."""
-    blend_full: float = 0.6
+    blend_full: float = 0.65
     """Scores from here have the full opacity."""
     opacity: float = 0.7
     labels: int = 12

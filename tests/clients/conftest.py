@@ -34,7 +34,8 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 def inspection_of(url: str, index: int, request: dict[str, Any]) -> dict[str, Any]:
     """The wire's inspection of one picture, whose score is its mean redness."""
     picture = ImageOps.exif_transpose(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))))
-    level = round(sum(picture.convert("RGB").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))))
+    mean = picture.convert("RGB").resize((1, 1), Image.Resampling.BOX)
+    level = mean.getpixel((0, 0))[0]
     score = level / 255
     width, height = picture.size
     region = {
