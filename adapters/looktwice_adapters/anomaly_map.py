@@ -128,11 +128,10 @@ def find_regions(
         threshold = PEAK_SHARE * float(anomaly_map.max())
     labels, count = ndimage.label(anomaly_map >= threshold, structure=np.ones((3, 3)))
     peaks = ndimage.maximum_position(anomaly_map, labels, range(1, count + 1))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:] / labels.size
     regions = [
-        _region(anomaly_map, labels == label, part, peak, size)
-        for label, (part, peak) in enumerate(
-            zip(ndimage.find_objects(labels), peaks, strict=True), start=1
-        )
+        _region(anomaly_map, float(area), part, peak, size)
+        for area, part, peak in zip(areas, ndimage.find_objects(labels), peaks, strict=True)
     ]
     regions.sort(key=lambda region: region.score, reverse=True)
     only_peak = anomaly_map.max() < REGION_THRESHOLD
@@ -141,7 +140,7 @@ def find_regions(
 
 def _region(
     anomaly_map: NDArray[np.float32],
-    part: NDArray[np.bool_],
+    area: float,
     bounds: tuple[slice, slice],
     peak: tuple[int, int],
     size: tuple[int, int],
@@ -160,6 +159,6 @@ def _region(
     return Region(
         box=box,
         score=float(anomaly_map[y, x]),
-        area=float(part.mean()),
+        area=area,
         position=position((x + 0.5) / width, (y + 0.5) / height),
     )
