@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -34,8 +33,14 @@ def read_expert(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ExpertFileError(f"cannot read {path}: {error}") from error
+    except pickle.UnpicklingError as error:  # torch's own text advises to execute the file
+        raise ExpertFileError(
+            f"cannot read {path}: it is broken, or holds something else than tensors, "
+            "which is not loaded because it could execute code"
+        ) from error
+    except Exception as error:  # a broken file is reported by whatever the reader stumbles over
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ExpertFileError(f"cannot read {path}: {reason}") from error
     if not isinstance(state, dict) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):

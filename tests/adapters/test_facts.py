@@ -1,0 +1,34 @@
+"""The facts sentence, word for word: the assistant is trained on it."""
+
+import pytest
+
+from looktwice_adapters.facts import facts_sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("normal", []), "Inspection: normal, no regions.\n"),
+        (("anomalous", ["top"]), "Inspection: anomalous, 1 region: top.\n"),
+        (
+            ("anomalous", ["bottom left", "center"]),
+            "Inspection: anomalous, 2 regions: bottom left, center.\n",
+        ),
+        (
+            ("anomalous", ["top", "left", "top", "right", "center"]),
+            "Inspection: anomalous, 5 regions: top, left, right.\n",
+        ),
+        (("anomalous", ["top", "top"]), "Inspection: anomalous, 2 regions: top.\n"),
+        (("undecided", []), "Inspection: undecided, no regions.\n"),
+        (
+            ("undecided", ["top right"], "bottle"),
+            "Inspection: undecided, 1 region: top right. Reference: bottle.\n",
+        ),
+        (
+            ("normal", [], "bottle"),
+            "Inspection: normal, no regions. Reference: bottle.\n",
+        ),
+    ],
+)
+def test_facts_sentence_is_exactly(arguments, sentence):
+    assert facts_sentence(*arguments) == sentence
