@@ -6,8 +6,9 @@ is put into the prompt behind the image.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any, Self
 
 from pydantic import PrivateAttr, model_validator
@@ -16,13 +17,15 @@ from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from looktwice_adapters.facts import facts_sentence
+from looktwice_server.body import shown
 from looktwice_server.errors import RequestError
 from looktwice_server.inspections import Crops, Finding, Inspections
+from looktwice_server.messages import checked_messages, count_images
 from looktwice_server.schemas import InspectionOptions
+from looktwice_server.settings import Settings
 
-# Parts of a message that carry what the expert cannot inspect.
-TEXT_PARTS = {"text", "input_text", "output_text", "refusal", "thinking"}
-IMAGE_TOKENS = ("<image>", "<video>")
+REFUSED_KEYS = ("mm_processor_kwargs", "media_io_kwargs", "prompt_embeds")
+REFUSED_WITH_IMAGES = ("echo", "truncate_prompt_tokens")
 
 
 class ChatRequest(ChatCompletionRequest):
@@ -33,68 +36,41 @@ class ChatRequest(ChatCompletionRequest):
 
     @model_validator(mode="before")
     @classmethod
-    def _accept_null(cls, data: Any) -> Any:
-        """`"inspection": null` means the defaults, as other optional keys of the API do."""
-        if isinstance(data, dict) and data.get("inspection", ...) is None:
-            data = {key: value for key, value in data.items() if key != "inspection"}
+    def _check(cls, data: Any) -> Any:
+        """Say what is wrong in a sentence, before pydantic does in its own words."""
+        for key in InspectionOptions.model_fields:
+            if key in data:
+                raise RequestError(
+                    f'{key} belongs into inspection: {{"inspection": {{"{key}": ...}}}}', param=key
+                )
+        # `"inspection": null` means the defaults, as other optional keys of the API do.
+        data = {key: data[key] for key in data if (key, data[key]) != ("inspection", None)}
+        outputs = data.get("structured_outputs")
+        if outputs is not None and not isinstance(outputs, dict):
+            raise RequestError(
+                f"structured_outputs should be an object, got {shown(outputs)}",
+                param="structured_outputs",
+            )
+        if "messages" in data:
+            limit = Settings.from_environment().max_images
+            data["messages"] = checked_messages(data["messages"], limit)
+        check_keys(data)
         return data
 
 
-def check_parts(request: ChatCompletionRequest, max_images: int) -> None:
-    """Refuse what must not reach the processor, and take the meaning out of literal tokens.
+def check_keys(data: Mapping[str, Any]) -> None:
+    """Refuse keys that would change how pictures are read, or cannot work beside pictures.
 
     Raises:
-        RequestError: a kind of content or a key that is not served, or too many images.
+        RequestError: one of them is set.
     """
-    for key in ("mm_processor_kwargs", "media_io_kwargs"):
-        if getattr(request, key, None):
-            raise RequestError(f"{key} is not accepted by this server; leave it out", param=key)
-    images = 0
-    for message in request.messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, str):
-            message["content"] = without_image_tokens(content)
-        elif isinstance(content, (list, tuple)):
-            message["content"] = parts = [_checked_part(part) for part in content]
-            images += sum(isinstance(part, dict) and "image_url" in part for part in parts)
-    if images > max_images:
-        raise RequestError(
-            f"at most {max_images} images a request, got {images}; send fewer", param="messages"
-        )
-
-
-def without_image_tokens(text: str) -> str:
-    """The text with literal image placeholders spelled so that they stay text."""
-    for token in IMAGE_TOKENS:
-        text = text.replace(token, f"< {token[1:-1]} >")
-    return text
-
-
-def _checked_part(part: Any) -> Any:
-    """A text or image part, or an error that names what it was."""
-    if isinstance(part, str):
-        return without_image_tokens(part)
-    part = dict(part)
-    if part.get("uuid") is not None:
-        raise RequestError("uuid is not accepted beside a picture; leave it out", param="uuid")
-    kind = part.get("type") or next((key for key in part if key != "text"), "text")
-    if kind in TEXT_PARTS:
-        return {
-            key: without_image_tokens(value) if isinstance(value, str) and key != "type" else value
-            for key, value in part.items()
-        }
-    if kind != "image_url":
-        raise RequestError(
-            f"a message holds text and image_url parts here, not {kind!r}", param="messages"
-        )
-    url = part.get("image_url")
-    url = url.get("url") if isinstance(url, dict) else url
-    if not isinstance(url, str) or not url:
-        raise RequestError(
-            'an image part looks like {"type": "image_url", "image_url": {"url": "..."}}',
-            param="messages",
-        )
-    return {"type": "image_url", "image_url": {"url": url}}
+    refused = dict.fromkeys(REFUSED_KEYS, "is not accepted by this server")
+    if count_images(data.get("messages", ())):
+        refused |= dict.fromkeys(REFUSED_WITH_IMAGES, "does not work with pictures")
+    for key, why in refused.items():
+        value = data.get(key)
+        if value is not None and value is not False and value != {}:
+            raise RequestError(f"{key} {why}; leave it out", param=key)
 
 
 def insert_behind_images(engine_input: Any, insertions: Sequence[list[int]]) -> None:
@@ -143,7 +119,8 @@ class InspectingChat(OpenAIServingChat):
 
     async def render(self, request: ChatCompletionRequest) -> Any:
         """Check the request and let vLLM render it."""
-        check_parts(request, self.max_images)
+        request.messages = checked_messages(request.messages, self.max_images)
+        check_keys(request.__dict__ | (request.model_extra or {}))
         return await super().render_chat_request(request)
 
     async def inspect_images(self, engine_input: Any) -> list[Finding]:
@@ -157,7 +134,9 @@ class InspectingChat(OpenAIServingChat):
         places = (engine_input.get("mm_placeholders") or {}).get("image", [])
         tokens = engine_input["prompt_token_ids"].count(self.image_token_id)
         if tokens != sum(place.length for place in places):
-            raise RequestError(f"the text must not contain {IMAGE_TOKENS[0]}", param="messages")
+            raise RequestError(
+                "the tools or other keys must not spell out <image>", param="messages"
+            )
         if not hashes:
             return []
         crops = map(_crops, hashes, engine_input["mm_kwargs"]["image"])
@@ -192,6 +171,27 @@ def _crops(mm_hash: str, item: Any) -> Crops:
     data = item.get_data()
     height, width = data["image_sizes"].tolist()
     return Crops(mm_hash, data["pixel_values"], (width, height))
+
+
+async def begun(stream: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The stream with its first event made: vLLM checks sampling parameters only then.
+
+    Raises:
+        RequestError: the first event is an error, which a status can still tell.
+    """
+    first = await anext(stream)
+    if first.startswith('data: {"error"'):
+        error = json.loads(first.removeprefix("data: "))["error"]
+        refusal = RequestError(error["message"], param=error["param"])
+        refusal.status = HTTPStatus(error["code"])
+        raise refusal
+
+    async def whole() -> AsyncIterator[str]:
+        yield first
+        async for event in stream:
+            yield event
+
+    return whole()
 
 
 async def with_inspections(

@@ -1,16 +1,21 @@
 """Errors that a caller sees, each with the HTTP status it deserves.
 
 RequestError (400)
-├── PictureError (400)        what was sent is no picture that can be judged
-├── UnknownReference (404)    no reference of that name
-└── ExpertUnavailable (503)   the worker could not inspect now
+├── PictureError (400)          what was sent is no picture that can be judged
+├── UnknownModel (404)          another model's name
+├── UnknownReference (404)      no reference of that name
+├── BodyTooLarge (413)          more bytes than the server takes
+├── UnsupportedMediaType (415)  the body is not said to be JSON
+└── ExpertUnavailable (503)     the worker could not inspect now
 SettingsError                 the server cannot start like this
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 
 class RequestError(Exception):
@@ -28,10 +33,28 @@ class PictureError(RequestError):
     """The picture is broken, of a kind that is not read, too large or too small."""
 
 
-class UnknownReference(RequestError):  # noqa: N818  # the OpenAI style names the thing
+class UnknownModel(RequestError):  # noqa: N818  # the OpenAI style names the thing
+    """Another model is served here."""
+
+    status = HTTPStatus.NOT_FOUND
+
+
+class UnknownReference(RequestError):  # noqa: N818
     """No reference of that name."""
 
     status = HTTPStatus.NOT_FOUND
+
+
+class BodyTooLarge(RequestError):  # noqa: N818
+    """The request has more bytes than this server takes."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class UnsupportedMediaType(RequestError):  # noqa: N818
+    """The body is not said to be JSON."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
 class ExpertUnavailable(RequestError):  # noqa: N818
@@ -44,13 +67,31 @@ class SettingsError(Exception):
     """The server cannot start with these settings; the message says which to change."""
 
 
+def error_response(
+    status: HTTPStatus,
+    message: str,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """OpenAI's error object."""
+    kind = status.phrase.replace(" ", "") + "Error"
+    body = {"message": message, "type": kind, "param": param, "code": status.value}
+    return JSONResponse({"error": body}, status_code=status, headers=headers)
+
+
 async def request_error_response(_request: Request, error: Exception) -> JSONResponse:
-    """OpenAI's error object for a RequestError."""
+    """The answer to a RequestError."""
     assert isinstance(error, RequestError)
-    body = {
-        "message": str(error),
-        "type": error.status.phrase.replace(" ", "") + "Error",
-        "param": error.param,
-        "code": error.status.value,
-    }
-    return JSONResponse({"error": body}, status_code=error.status)
+    return error_response(error.status, str(error), error.param)
+
+
+async def http_error_response(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a path or method that is not served."""
+    assert isinstance(error, HTTPException)
+    served = (
+        "this server answers POST /v1/chat/completions, POST /v1/inspections and GET /v1/models"
+    )
+    message = f"{request.method} {request.url.path[:100]} is not served; {served}"
+    if error.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+        message = error.detail
+    return error_response(HTTPStatus(error.status_code), message, headers=error.headers)

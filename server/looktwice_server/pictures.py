@@ -5,10 +5,8 @@ Registered as vLLM's media connector, so that every way into the server reads pi
 
 import asyncio
 import base64
-import binascii
 import ipaddress
 import socket
-import warnings
 from io import BytesIO
 from urllib.parse import urlsplit
 
@@ -16,6 +14,7 @@ import aiohttp
 import numpy as np
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
@@ -23,8 +22,14 @@ from looktwice_server.errors import PictureError
 from looktwice_server.plugin import MEDIA_CONNECTOR
 from looktwice_server.settings import Settings
 
-# What Pillow reads safely and cameras write; PostScript, PDF and the like stay closed.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "MPO", "JPEG2000", "AVIF")
+# What Pillow reads safely and cameras write; PostScript, PDF and the like stay closed. A phone's
+# MPO is a JPEG with a second picture behind the first.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+# Bits of the sensors that write more than eight into a grey picture.
+DEPTHS = (8, 10, 12, 14, 16)
+# IPv6 addresses that lead to an IPv4 address inside (RFC 6052).
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+SHOWN = 100  # characters of a URL that an error repeats
 
 
 def decode(data: bytes, settings: Settings) -> Image.Image:
@@ -36,24 +41,30 @@ def decode(data: bytes, settings: Settings) -> Image.Image:
     if not data:
         raise PictureError("the picture is empty: 0 bytes were sent")
     try:
-        with warnings.catch_warnings():
-            # Its size is compared with our own limit below, before a pixel is decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(BytesIO(data), formats=FORMATS)
-            _check_size(picture.size, settings)
-            picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture))
+        picture = Image.open(BytesIO(data), formats=_readable())
+        _check_size(picture.size, settings)  # before a pixel is decoded
+        picture.load()
+        return _to_rgb(ImageOps.exif_transpose(picture))
+    except PictureError:
+        raise
     except Image.DecompressionBombError as error:
         raise PictureError(
             f"the picture has more pixels than this server takes ({settings.max_pixels:,}); "
             "send a smaller one"
         ) from error
     except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
+        known = ", ".join(_readable())
         raise PictureError(f"not a picture in a format that is read here: {known}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        # Pillow reports broken files by any of these, depending on the format.
-        raise PictureError(f"the picture is broken and cannot be decoded: {error}") from error
+    except Exception as error:
+        # Pillow's readers report broken files by whatever went wrong in them.
+        reason = str(error) or type(error).__name__
+        raise PictureError(f"the picture is broken and cannot be decoded: {reason}") from error
+
+
+def _readable() -> list[str]:
+    """The formats that this build of Pillow reads, of those that we take."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _check_size(size: tuple[int, int], settings: Settings) -> None:
@@ -72,18 +83,34 @@ def _check_size(size: tuple[int, int], settings: Settings) -> None:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    """RGB with 8 bits a channel; 16-bit and float greys are scaled by their own range."""
+    """RGB with 8 bits a channel."""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        values = np.asarray(picture, dtype=np.float32)
-        low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        values = np.nan_to_num((values - low) / (high - low or 1.0))
-        return Image.fromarray((values * 255).round().astype(np.uint8)).convert("RGB")
+        return _deep_grey(np.asarray(picture, dtype=np.float32)).convert("RGB")
     if picture.mode == "P" or picture.has_transparency_data:
         # Parts cut out of their background stand on white, as on an inspection table.
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return picture.convert("RGB")
+
+
+def _deep_grey(values: NDArray[np.float32]) -> Image.Image:
+    """8 bits of a 16-bit, 32-bit or float grey (H, W).
+
+    The whole range of the sensor becomes 0 to 255, as in an 8-bit picture: stretching a picture's
+    own range would turn the noise of an even part into contrast. Its depth is the smallest usual
+    one that holds the brightest pixel; only beyond 16 bits and below 0 is there no sensor's range.
+    """
+    values = np.nan_to_num(values)
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high >= 2 ** DEPTHS[-1]:
+        values = values - low
+        full = (high - low) or 1.0
+    elif high <= 1:
+        full = 1.0
+    else:
+        full = 2.0 ** next(bits for bits in DEPTHS if high < 2**bits) - 1
+    return Image.fromarray((values / full * 255).round().astype(np.uint8))
 
 
 def decode_data_uri(uri: str, settings: Settings) -> Image.Image:
@@ -93,12 +120,14 @@ def decode_data_uri(uri: str, settings: Settings) -> Image.Image:
         PictureError: the URI or the picture in it cannot be read.
     """
     head, comma, body = uri.partition(",")
-    if not comma or not head.endswith(";base64"):
+    if not comma or not head.lower().endswith(";base64"):
         raise PictureError(f"a data URI must look like data:image/png;base64,..., got {uri[:40]!r}")
     try:
-        return decode(base64.b64decode(body, validate=True), settings)
-    except binascii.Error as error:
+        # Line breaks are allowed: MIME encoders put them in.
+        data = base64.b64decode("".join(body.split()), validate=True)
+    except ValueError as error:
         raise PictureError(f"the data URI is not valid base64: {error}") from error
+    return decode(data, settings)
 
 
 class PublicResolver(AbstractResolver):
@@ -134,11 +163,22 @@ class PublicResolver(AbstractResolver):
 
 def refuse_private(address: str, host: str) -> None:
     """Raise PictureError for an address that is not a public one."""
-    if not ipaddress.ip_address(address).is_global:
+    if not _is_public(ipaddress.ip_address(address)):
         raise PictureError(
             f"pictures are not fetched from private addresses ({host}); an administrator can "
             f"allow the host with --allowed-media-domains {host}"
         )
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether packets to the address leave the plant's network."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return _is_public(inner)
+    return address.is_global and not address.is_multicast
 
 
 async def fetch(url: str, allowed: frozenset[str], settings: Settings) -> bytes:
@@ -152,12 +192,12 @@ async def fetch(url: str, allowed: frozenset[str], settings: Settings) -> bytes:
     Raises:
         PictureError: the URL may not be asked, or did not answer with a picture in time.
     """
-    host = urlsplit(url).hostname or ""
+    shown = url[:SHOWN]
+    host = _host(url)
     if allowed and host not in allowed:
         raise PictureError(f"pictures are fetched from {', '.join(sorted(allowed))} only")
     if host not in allowed and _is_address(host):
         refuse_private(host, host)  # a literal address is never resolved
-    limit = settings.max_download_mb * 2**20
     timeout = aiohttp.ClientTimeout(total=settings.fetch_timeout)
     connector = aiohttp.TCPConnector(resolver=PublicResolver(allowed))
     try:
@@ -165,23 +205,56 @@ async def fetch(url: str, allowed: frozenset[str], settings: Settings) -> bytes:
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
             session.get(url, allow_redirects=False) as answer,
         ):
-            if answer.status != 200:
+            if 300 <= answer.status < 400:
                 raise PictureError(
-                    f"{url} answered {answer.status}; redirects are not followed"
-                    if 300 <= answer.status < 400
-                    else f"{url} answered {answer.status}"
+                    f"{shown} answered {answer.status}, and redirects are not followed; "
+                    "send the address that it leads to"
                 )
-            data = bytearray()
-            async for chunk in answer.content.iter_chunked(2**16):
-                data += chunk
-                if len(data) > limit:
-                    raise PictureError(f"{url} is larger than {settings.max_download_mb} MB")
-            return bytes(data)
+            if answer.status != 200:
+                raise PictureError(f"{shown} answered {answer.status} instead of a picture")
+            return await _read(answer, shown, settings)
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         if isinstance(error.__cause__, PictureError):
             raise error.__cause__ from error
-        reason = str(error) or f"no answer within {settings.fetch_timeout} s"
-        raise PictureError(f"cannot fetch {url}: {reason}") from error
+        late = f"no answer within {settings.fetch_timeout} s"
+        reason = late if isinstance(error, TimeoutError) else _reason(error)
+        raise PictureError(f"cannot fetch {shown}: {reason}") from error
+
+
+async def _read(answer: aiohttp.ClientResponse, url: str, settings: Settings) -> bytes:
+    """The answer's body, as long as it is no larger than the limit."""
+    data = bytearray()
+    async for chunk in answer.content.iter_chunked(2**16):
+        data += chunk
+        if len(data) > settings.max_download_mb * 2**20:
+            raise PictureError(f"{url} is larger than {settings.max_download_mb} MB")
+    return bytes(data)
+
+
+def _reason(error: Exception) -> str:
+    """What aiohttp says, in words that do not depend on the machine's name service."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "the host's name is not known"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "the host does not take the connection"
+    if isinstance(error, aiohttp.InvalidURL):
+        return "this is not a valid URL"
+    return str(error)
+
+
+def _host(url: str) -> str:
+    """The host that a URL names.
+
+    Raises:
+        PictureError: it names none.
+    """
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:
+        host = None
+    if not host:
+        raise PictureError(f"{url[:SHOWN]} is not a valid URL")
+    return host
 
 
 def _is_address(host: str) -> bool:
@@ -213,7 +286,8 @@ class PictureConnector(MediaConnector):
             raise PictureError(
                 f"a picture comes as a data URI or an http(s) URL, not as {image_url[:40]!r}"
             )
-        data = await fetch(image_url, frozenset(self.allowed_media_domains), settings)
+        allowed = frozenset(map(str.lower, self.allowed_media_domains))
+        data = await fetch(image_url, allowed, settings)
         return await asyncio.to_thread(decode, data, settings)
 
     def fetch_image(self, image_url: str, *, image_mode: str | None = "RGB") -> Image.Image:

@@ -8,26 +8,30 @@ import asyncio
 from argparse import Namespace
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import State
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import (
     load_aware_call,
-    validate_json_request,
     with_cancellation,
 )
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
+from vllm.exceptions import GenerationError
 
 from looktwice_adapters.checkpoint import file_hash
 from looktwice_server import metrics
-from looktwice_server.chat import ChatRequest, InspectingChat, with_inspections
+from looktwice_server.body import CheckedRoute
+from looktwice_server.chat import ChatRequest, InspectingChat, begun, with_inspections
 from looktwice_server.errors import (
     RequestError,
+    UnknownModel,
     UnknownReference,
+    http_error_response,
     request_error_response,
 )
 from looktwice_server.inspections import Finding, Inspections
@@ -43,17 +47,25 @@ SERVED = frozenset(
     }
 )  # fmt: skip
 
-router = APIRouter()
+router = APIRouter(route_class=CheckedRoute)
 
 
-@router.post("/v1/chat/completions", dependencies=[Depends(validate_json_request)])
+@router.post("/v1/chat/completions")
 @with_cancellation
 @load_aware_call
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """OpenAI's chat completion, with `inspections` of its images."""
     state = raw_request.app.state
     refuse_unknown_reference(request.inspection.reference)
-    answer = await state.looktwice.chat.create_chat_completion(request, raw_request)
+    try:
+        answer = await state.looktwice.chat.create_chat_completion(request, raw_request)
+    except GenerationError as error:
+        if request.extract_structured_outputs() is None:
+            raise
+        raise RequestError(
+            "no answer of this model fits the response_format or structured_outputs; simplify it",
+            param="response_format",
+        ) from error
     if isinstance(answer, ErrorResponse):
         return JSONResponse(answer.model_dump(), status_code=answer.error.code)
     inspections = [
@@ -62,14 +74,16 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
     ]
     if isinstance(answer, ChatCompletionResponse):
         return JSONResponse(answer.model_dump() | {"inspections": inspections})
-    stream = with_inspections(answer, request.n or 1, inspections)
     keep_alive = float(getattr(state.args, "sse_keep_alive_interval", 0))
+    if keep_alive <= 0:  # with it, the connection must not wait for the first token
+        answer = await begun(answer)
+    stream = with_inspections(answer, request.n or 1, inspections)
     return StreamingResponse(
         with_sse_keep_alive(stream, keep_alive), media_type="text/event-stream"
     )
 
 
-@router.post("/v1/inspections", dependencies=[Depends(validate_json_request)])
+@router.post("/v1/inspections")
 @with_cancellation
 @load_aware_call
 async def create_inspections(request: InspectionsRequest, raw_request: Request) -> InspectionList:
@@ -124,13 +138,11 @@ class LookTwice:
         return self.chat.models.model_name()
 
     def check_model(self, name: str | None) -> None:
-        """Raise RequestError (404) for another model's name."""
+        """Raise UnknownModel for another model's name."""
         if name is not None and not self.chat.models.is_base_model(name):
-            error = RequestError(
+            raise UnknownModel(
                 f"the model {name!r} is not served here, {self.model_name!r} is", param="model"
             )
-            error.status = UnknownReference.status
-            raise error
 
     async def find(self, url: str, index: int) -> Finding:
         """Inspect the picture behind a URL or data URI.
@@ -174,6 +186,7 @@ class InspectionRoutes:
         ]
         app.include_router(router)
         app.add_exception_handler(RequestError, request_error_response)
+        app.add_exception_handler(HTTPException, http_error_response)
 
     async def init_state(
         self, engine_client: EngineClient | None, state: State, args: Namespace

@@ -28,7 +28,7 @@ class InspectionOptions(Strict):
 class InspectionsRequest(Strict):
     """The body of `POST /v1/inspections`."""
 
-    images: Annotated[list[str], Field(min_length=1)]
+    images: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
     reference: str | None = None
     map: bool = False
     model: str | None = None

@@ -17,6 +17,7 @@ class Settings:
     """Limits, each set by an environment variable `LOOKTWICE_<NAME>`."""
 
     max_images: int = 16  # pictures a request
+    max_request_mb: int = 256  # of one request's body; base64 makes pictures a third larger
     max_pixels: int = 50_000_000  # of one picture; a decoded pixel costs 3 bytes and more
     max_download_mb: int = 64  # of one picture from a URL
     min_side: int = 28  # pixels; fewer than two patches of the published tower show nothing
