@@ -6,7 +6,10 @@ Asked in words that training never saw (the held-out templates), with facts draw
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from tqdm import tqdm
 
 from looktwice_adapters.answers import PLACES, Facts, answer
 from looktwice_adapters.dialogue import Dialogue, Turn, draw_facts
@@ -68,8 +71,28 @@ def check(agreement: Agreement, topic: str, facts: Facts, question: str, said: s
         agreement.note("exact", said in expected, question, said)
 
 
-def held_out_dialogue(rng: random.Random, topics: tuple[str, ...], *, stated: bool) -> Dialogue:
+def held_out_question(rng: random.Random, *, stated: bool) -> Dialogue:
     """One question in words that were held out, about one picture with drawn facts."""
-    facts, topic = draw_facts(rng, stated=stated), rng.choice(topics)
-    turn = Turn(ask(topic, rng, "held_out"), "", (facts,), topic)
+    topic = rng.choice((*YES_NO_TOPICS, *PLACE_TOPICS))
+    turn = Turn(ask(topic, rng, "held_out"), "", (draw_facts(rng, stated=stated),), topic)
     return Dialogue((turn,))
+
+
+def measure(
+    reply: Callable[[Turn], tuple[str, bool]], count: int, *, stated: bool = True, seed: int = 0
+) -> Agreement:
+    """Ask `count` held-out questions and compare the answers with the facts.
+
+    Args:
+        reply: answers a turn: its words, and whether they came to an end.
+        count: how many questions.
+        stated: whether the prompt has the facts sentence (grounding on).
+        seed: of questions and facts.
+    """
+    rng, agreement = random.Random(f"agreement {seed}"), Agreement()
+    for _ in tqdm(range(count), desc="agreement", unit="question"):
+        (turn,) = held_out_question(rng, stated=stated).turns
+        said, ended = reply(turn)
+        agreement.note("ended", ended, turn.question, said)
+        check(agreement, turn.topic, turn.pictures[0], turn.question, said)
+    return agreement

@@ -19,11 +19,17 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessor
 
 from looktwice_adapters.answers import Facts
-from looktwice_adapters.dialogue import Dialogue, make_dialogue
+from looktwice_adapters.dialogue import Dialogue, Turn, make_dialogue
 from looktwice_adapters.expert import weighted_mean
 from looktwice_adapters.qformer import QFormer
 from looktwice_adapters.selector import select_tokens
-from looktwice_adapters.train.hub_format import PINPOINTS, image_processor_config, nano_config
+from looktwice_adapters.train.agreement import measure
+from looktwice_adapters.train.hub_format import (
+    PINPOINTS,
+    image_processor_config,
+    nano_config,
+    write_json,
+)
 from looktwice_adapters.train.looks import Layout, Look, crop_maps, layout, take_looks
 from looktwice_adapters.train.run import Run, Schedule
 from looktwice_adapters.train.sequences import (
@@ -37,6 +43,7 @@ from looktwice_adapters.train.tokenizer import kept_tokenizer
 from looktwice_adapters.train.tower import read_pictures
 
 KEY_SIZE = 512  # of the selector's attention, as published
+DRILLS = 0.2  # share of copying exercises in the first stage
 POOL = 8  # batches that are drawn together and sorted by length, to waste less on padding
 
 
@@ -158,8 +165,21 @@ class SeenPicture:
 MakeSequence = Callable[[random.Random], Sequence]
 
 
-def text_sequences(writer: SequenceWriter, width: int) -> MakeSequence:
-    """The first stage's data: made-up facts, pictures of a few random embeddings."""
+def drill(writer: SequenceWriter, rng: random.Random) -> Sequence:
+    """Random tokens said twice, the second time supervised: copying, which answers live on."""
+    size = len(writer.tokenizer)
+    words = [rng.randrange(writer.first_word, size) for _ in range(rng.randint(10, 60))]
+    start = rng.randrange(len(words) // 2)
+    again = words[start:]
+    return Sequence([*words, *again], [IGNORED] * (len(words) + 1) + again[1:], ())
+
+
+def text_sequences(writer: SequenceWriter, width: int, drills: float = 0.0) -> MakeSequence:
+    """The first stage's data: made-up facts, pictures of a few random embeddings.
+
+    A share of `drills` is copying exercises: a small model that has learnt to copy at all needs
+    far fewer dialogues to learn what to copy.
+    """
 
     def picture(rng: random.Random) -> RandomPicture:
         generator = torch.Generator().manual_seed(rng.getrandbits(40))
@@ -169,24 +189,28 @@ def text_sequences(writer: SequenceWriter, width: int) -> MakeSequence:
         return RandomPicture(rows, before, behind)
 
     def make(rng: random.Random) -> Sequence:
+        if rng.random() < drills:
+            return drill(writer, rng)
         dialogue: Dialogue = make_dialogue(rng)
         return writer.write(dialogue, [picture(rng) for _ in dialogue.pictures])
 
     return make
 
 
+def see(look: Look, facts: Facts, rng: random.Random, pinpoints: str) -> SeenPicture:
+    """A look whose significance is drawn to fit the facts."""
+    side = round(look.tokens.shape[1] ** 0.5)
+    maps = crop_maps(look, facts, side, rng)
+    return SeenPicture(look, maps, layout(look.size, look.grid, side, pinpoints))
+
+
 def picture_sequences(writer: SequenceWriter, looks: list[Look], pinpoints: str) -> MakeSequence:
     """The second stage's data: made-up facts about real pictures, all their tokens in place."""
 
-    def seen(facts: Facts, rng: random.Random) -> SeenPicture:
-        look = rng.choice(looks)
-        side = round(look.tokens.shape[1] ** 0.5)
-        maps = crop_maps(look, facts, side, rng)
-        return SeenPicture(look, maps, layout(look.size, look.grid, side, pinpoints))
-
     def make(rng: random.Random) -> Sequence:
         dialogue = make_dialogue(rng)
-        return writer.write(dialogue, [seen(facts, rng) for facts in dialogue.pictures])
+        pictures = [see(rng.choice(looks), facts, rng, pinpoints) for facts in dialogue.pictures]
+        return writer.write(dialogue, pictures)
 
     return make
 
@@ -255,7 +279,7 @@ def assistant(
     model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
     student, writer = Assistant(model), SequenceWriter(tokenizer)
     student.llm_q_former.requires_grad_(False)  # text has nothing to select from
-    text = text_sequences(writer, len(student.image_newline))
+    text = text_sequences(writer, len(student.image_newline), DRILLS)
     train_assistant(student, text, Schedule(text_steps, 2e-3), out / "text", resume)
 
     student.llm_q_former.requires_grad_(True)
@@ -265,6 +289,29 @@ def assistant(
     train_assistant(student, make, schedule, out / "pictures", resume)
     weights = {name: value.contiguous() for name, value in student.state_dict().items()}
     save_file(weights, out / "assistant.safetensors")
+    figures = {
+        name: measure(replier(student, writer, seen), 200, stated=stated).shares()
+        for name, stated in (("grounded", True), ("ungrounded", False))
+    }
+    write_json(out / "agreement.json", figures)
+    click.echo(json.dumps(figures))
+
+
+def replier(
+    student: Assistant, writer: SequenceWriter, looks: list[Look]
+) -> Callable[[Turn], tuple[str, bool]]:
+    """Answers turns about pictures, greedily: the words, and whether they came to an end."""
+    student.eval()
+    rng, pinpoints = random.Random(0), json.dumps(PINPOINTS)
+
+    def reply(turn: Turn) -> tuple[str, bool]:
+        pictures = tuple(see(rng.choice(looks), f, rng, pinpoints) for f in turn.pictures)
+        sequence = Sequence(writer.question(turn, pictures), [], pictures)
+        (answer,) = student.reply([sequence], writer.end)
+        ended = answer[-1] == writer.end
+        return str(writer.tokenizer.decode(answer[: len(answer) - ended])), ended
+
+    return reply
 
 
 def kept_looks(
