@@ -23,6 +23,13 @@ SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 # What pydantic puts between the names in an error's place: "list[str]", "function-wrap[...]".
 PLACE = re.compile(r"[a-z0-9_]+")
 TYPES = {"str", "int", "float", "bool", "list", "dict", "none", "nullable"}
+# What pydantic says of itself rather than of the value.
+NOISE = re.compile("^(Value error, |Input |String |List )|, unable to .*| after validation, not .*")
+SAID = {
+    "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
+    **dict.fromkeys(("model_attributes_type", "model_type", "dict_type"), "should be an object"),
+}
 SHOWN = 40  # characters of what was sent that a sentence repeats
 
 
@@ -160,12 +167,8 @@ def refusal(errors: Sequence[Mapping[str, Any]], model: Any) -> RequestError:
         return RequestError(f"unknown key {unknown!r} in {place}; it takes {known}", param=unknown)
     name = ".".join(keys) or "the request"
     if error["type"] == "missing":
-        return RequestError(f"{name} is missing", param=name)
-    should = (
-        "should be an object"
-        if error["type"] in ("model_attributes_type", "model_type", "dict_type")
-        else re.sub("^(Value error, |Input |String |List )", "", error["msg"])
-    )
+        return RequestError(f"the key {name} is missing; add it", param=name)
+    should = SAID.get(error["type"]) or NOISE.sub("", error["msg"])
     return RequestError(f"{name} {should}, got {shown(error['input'])}", param=name)
 
 

@@ -16,6 +16,7 @@ from http import HTTPStatus
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class RequestError(Exception):
@@ -95,3 +96,30 @@ async def http_error_response(request: Request, error: Exception) -> JSONRespons
     if error.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
         message = error.detail
     return error_response(HTTPStatus(error.status_code), message, headers=error.headers)
+
+
+class KeyRefused:
+    """ASGI middleware that puts vLLM's refusal of an API key into OpenAI's shape."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Stand around the whole app; only its key check answers 401."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on but a 401."""
+        refused = False
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal refused
+            refused = refused or message.get("status") == HTTPStatus.UNAUTHORIZED
+            if not refused:
+                await send(message)
+
+        await self._app(scope, receive, send_unless_refused)
+        if refused:
+            answer = error_response(
+                HTTPStatus.UNAUTHORIZED,
+                "this server wants its API key in the header Authorization: Bearer KEY",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+            await answer(scope, receive, send)

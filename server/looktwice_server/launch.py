@@ -54,9 +54,14 @@ def serve(context: click.Context, model: str, expert: Path | None, host: str, po
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     # vLLM only logs a plugin that fails to load and serves on, with its own unchecked routes.
-    import looktwice_server.routes  # noqa: F401
+    from looktwice_server.routes import engine_died
 
     ServeSubcommand.cmd(args)
+    if engine_died():
+        raise click.ClickException(
+            "a worker process died and the server has ended; the log above says why (often the "
+            "machine's memory was full). Start the server again"
+        )
 
 
 def find_model(name: str) -> str:
@@ -120,6 +125,7 @@ def configure(args: Namespace, expert: Path | None, settings: Settings) -> None:
         "architectures": [ARCHITECTURE],
         "anomaly_expert": expert_section(model, expert, args.revision),
     }
+    args.middleware = [*args.middleware, "looktwice_server.errors.KeyRefused"]
     args.worker_extension_cls = "looktwice_server.worker.InspectionWorker"
     args.limit_mm_per_prompt = {"image": settings.max_images}
     # vLLM's processor cache takes a rendered picture for one that reached the engine. Ours are
