@@ -11,21 +11,17 @@ anomalous, is the place named first the top region's position? Pictures are draw
 import argparse
 import json
 import random
-import re
 from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
 
+from looktwice_adapters.train.agreement import place_named, said_yes
 from looktwice_clients import Inspector
 
 WHETHER = "Is there a defect in this picture?"
 WHERE = "Where is the defect?"
 SUFFIXES = {".jpg", ".jpeg", ".png"}
-# Longest first, so that "top left" is not read as "top".
-PLACES = re.compile(
-    r"\b(top left|top right|bottom left|bottom right|top|bottom|left|right|cent(?:er|re))\b"
-)
 
 
 def pictures(folders: list[Path], total: int, seed: int) -> list[Path]:
@@ -46,12 +42,6 @@ def pictures(folders: list[Path], total: int, seed: int) -> list[Path]:
     return drawn[:total]
 
 
-def says_yes(answer: str) -> bool | None:
-    """Whether the answer opens with yes or no; None where it does neither."""
-    word = re.match(r"\W*(yes|no)\b", answer.lower())
-    return word and word.group(1) == "yes"
-
-
 def agreement(inspector: Inspector, paths: list[Path], *, grounding: bool) -> dict[str, object]:
     """Shares of answers that agree with the inspection beside them."""
     counts: Counter[str] = Counter()
@@ -60,16 +50,14 @@ def agreement(inspector: Inspector, paths: list[Path], *, grounding: bool) -> di
         answer = inspector.ask(path, WHETHER, grounding=grounding, temperature=0)
         [inspection] = answer.inspections
         counts["asked"] += 1
-        if says_yes(answer.text) == inspection.anomalous:
+        if said_yes(answer.text) == inspection.anomalous:
             counts["whether"] += 1
         else:
             wrong.append((path.name, inspection.verdict, answer.text))
         if inspection.anomalous:
             where = inspector.ask(path, WHERE, grounding=grounding, temperature=0).text
-            named = PLACES.search(where.lower())
             counts["anomalous"] += 1
-            place = named.group(1).replace("centre", "center") if named else None
-            if place == inspection.regions[0].position:
+            if place_named(where) == inspection.regions[0].position:
                 counts["where"] += 1
             else:
                 wrong.append((path.name, inspection.regions[0].position, where))
