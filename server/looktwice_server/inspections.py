@@ -27,7 +27,7 @@ from looktwice_adapters.expert import Calibration
 from looktwice_adapters.facts import Verdict
 from looktwice_server import metrics, schemas
 from looktwice_server.errors import ExpertUnavailable
-from looktwice_server.processor import KEY_BYTES, crop_grid
+from looktwice_server.processor import crop_grid, image_key
 from looktwice_server.settings import Settings
 
 THRESHOLD = 0.5  # of a calibrated score
@@ -225,7 +225,7 @@ def _payload(crops: Crops) -> dict[str, Any]:
     """A picture's crops in the types that vLLM's calls carry."""
     pixels = crops.pixels.contiguous()
     return {
-        "key": bytes.fromhex(crops.mm_hash[: 2 * KEY_BYTES]),
+        "key": image_key(crops.mm_hash),
         "pixels": pixels.view(torch.uint8).numpy().tobytes(),
         "dtype": str(pixels.dtype).removeprefix("torch."),
         "shape": list(pixels.shape),

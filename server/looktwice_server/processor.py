@@ -6,13 +6,16 @@ anomaly prompt, and each image carries the key under which the worker keeps what
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 import torch
 from transformers.models.llava_onevision.modeling_llava_onevision import (
     get_anyres_image_grid_shape,
 )
+from vllm.inputs import MultiModalHashes
 from vllm.model_executor.models.llava_onevision import (
     LlavaOnevisionMultiModalProcessor,
     LlavaOnevisionProcessingInfo,
@@ -24,6 +27,7 @@ from vllm.multimodal.inputs import (
     MultiModalKwargsItems,
 )
 from vllm.multimodal.parse import ImageSize
+from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from looktwice_adapters.anomaly_prompt import prompt_length
 
@@ -60,10 +64,9 @@ def fitting_sizes(hf_config: Any) -> set[ImageSize]:
     }
 
 
-def image_key(mm_hash: str) -> torch.Tensor:
-    """The key of an image as the tensor that travels with its crops: uint8 (16,)."""
-    # vLLM hands over tensors only; its content hash has 32 hexadecimal digits and more.
-    return torch.frombuffer(bytearray.fromhex(mm_hash[: 2 * KEY_BYTES]), dtype=torch.uint8)
+def image_key(mm_hash: str) -> bytes:
+    """The key under which the worker keeps what it encoded of an image (16 bytes)."""
+    return blake2b(mm_hash.encode(), digest_size=KEY_BYTES).digest()
 
 
 class LookTwiceProcessingInfo(LlavaOnevisionProcessingInfo):
@@ -108,6 +111,13 @@ class LookTwiceMultiModalProcessor(LlavaOnevisionMultiModalProcessor):
         key = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
         return {**fields, IMAGE_KEY: key}
 
+    def _get_mm_hashes(self, inputs: ProcessorInputs) -> MultiModalHashes:
+        """An image's identity is its content, whatever caches vLLM is run with.
+
+        Without them vLLM numbers the images, and what was found on one would never be found again.
+        """
+        return super()._get_mm_hashes(replace(inputs, mm_uuid_items=None))
+
     def _merge_mm_kwargs(  # type: ignore[no-untyped-def]  # vLLM's signature, passed on
         self, cache, mm_hashes, mm_is_cached, mm_missing_kwargs, mm_missing_prompt_updates
     ):
@@ -134,4 +144,6 @@ def _add_keys(kwargs: MultiModalKwargsItems, mm_hashes: list[str]) -> None:
     field = MultiModalBatchedField(keep_on_cpu=True)
     for item, mm_hash in zip(kwargs.get("image", ()), mm_hashes, strict=True):
         if item is not None:
-            item[IMAGE_KEY] = MultiModalFieldElem(data=image_key(mm_hash), field=field)
+            # vLLM hands over tensors only.
+            key = torch.tensor(list(image_key(mm_hash)), dtype=torch.uint8)
+            item[IMAGE_KEY] = MultiModalFieldElem(data=key, field=field)

@@ -110,6 +110,8 @@ def test_hub_checkpoints_need_room_for_8832_embeddings():
     assert placeholders(info, *info.get_image_size_with_most_features()) == 8832
 
 
-def test_image_key_is_the_first_16_bytes_of_the_content_hash():
-    digest = bytes(range(32))
-    assert bytes(image_key(digest.hex()).tolist()) == digest[:16]
+def test_images_that_differ_anywhere_in_their_identity_have_different_keys():
+    hashes = ["ab" * 32, "ab" * 31 + "ac", "ab" * 32 + ".reference", "renderer0-mm-1-image-0"]
+    keys = {image_key(mm_hash) for mm_hash in hashes}
+    assert len(keys) == 4
+    assert {len(key) for key in keys} == {16}
