@@ -26,6 +26,7 @@ class TowerConfig:
     final: int = 26
     grid: int = 27
     neighbours: int = 0  # tokens that each is compared with; 0: no deviations are appended
+    rarity: bool = False  # standardise stages, append absolute deviations and rarity (timm only)
 
     @classmethod
     def from_dict(cls, section: dict[str, Any]) -> "TowerConfig":
@@ -57,6 +58,71 @@ def with_deviations(tokens: Tensor, neighbours: int) -> Tensor:
     return torch.cat((tokens, tokens - tokens.mean(1, keepdim=True), tokens - alike), dim=-1)
 
 
+def rarity(tokens: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """How unlike every token is to its most similar ones in the crop.
+
+    Training-free this alone finds much: what has no likeness in the picture is a defect or a
+    detail, whatever the material. The matching learns to tell the two apart.
+
+    Args:
+        tokens: (B, N, C), standardised.
+        neighbours: how many of the most similar other tokens are averaged.
+
+    Returns:
+        Deviation from those tokens (B, N, C), and six statistics (B, N, RARITY): the deviation's
+        length, its logarithm, its z-score within the crop, the distance to the nearest and to the
+        mean of the neighbours, and the latter's z-score.
+    """
+    directions = normalize(tokens, dim=-1)
+    likeness = directions @ directions.transpose(1, 2)  # (B, N, N)
+    likeness.diagonal(dim1=1, dim2=2).fill_(-2)
+    best, nearest = likeness.topk(neighbours, dim=-1)  # (B, N, K)
+    share = torch.zeros_like(likeness).scatter_(2, nearest, 1 / neighbours)
+    deviation = tokens - share @ tokens
+    length = deviation.square().mean(-1).sqrt().clamp_min(1e-4)  # (B, N)
+    first, mean = 1 - best[..., 0], 1 - best.mean(-1)
+    columns = (length, length.log(), _z(length, 0.05), 3 * first, 3 * mean, _z(mean, 0.02))
+    return deviation, torch.stack(columns, dim=-1)
+
+
+def _z(values: Tensor, floor: float) -> Tensor:
+    """Values (B, N) by mean and deviation of their crop; `floor` keeps an even crop quiet."""
+    centred = values - values.mean(1, keepdim=True)
+    return centred / (values.std(1, keepdim=True) + floor)
+
+
+RARITY = 6  # statistics of `rarity`
+RARITY_WEIGHT = 4.0  # so few channels among hundreds would be learned slowly
+
+
+def enriched(stages: list[Tensor], neighbours: int) -> list[Tensor]:
+    """Each stage's tokens with their deviations, and the rarity seen at all stages.
+
+    Args:
+        stages: L tensors (B, N, C_l), standardised.
+        neighbours: how many of the most similar tokens each is compared with.
+
+    Returns:
+        L tensors (B, N, 4 C_l + RARITY * L): the tokens, their deviation from the crop's mean, from
+        their most similar tokens, the latter's absolute value, and the rarity of every stage.
+    """
+    compared = [rarity(tokens, neighbours) for tokens in stages]
+    statistics = RARITY_WEIGHT * torch.cat([columns for _, columns in compared], dim=-1)
+    return [
+        torch.cat(
+            (
+                tokens,
+                tokens - tokens.mean(1, keepdim=True),
+                deviation,
+                deviation.abs(),
+                statistics,
+            ),
+            dim=-1,
+        )
+        for tokens, (deviation, _) in zip(stages, compared, strict=True)
+    ]
+
+
 class TimmTower(nn.Module):
     """A frozen convolutional network from timm, up to its last tapped stage."""
 
@@ -70,6 +136,10 @@ class TimmTower(nn.Module):
             features_only=True,
             out_indices=tuple(level - 1 for level in config.levels),
         )
+        for index, channels in enumerate(self.network.feature_info.channels()):
+            if config.rarity:  # of each stage's channels, over the training pictures
+                self.register_buffer(f"mean_{index}", torch.zeros(channels))
+                self.register_buffer(f"std_{index}", torch.ones(channels))
         self.requires_grad_(False)
         self.eval()
 
@@ -77,19 +147,41 @@ class TimmTower(nn.Module):
         """Stay in evaluation mode: the tower is frozen, its batch statistics too."""
         return super().train(False)
 
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Channels of the levels that `forward` returns."""
+        channels = self.network.feature_info.channels()
+        if self.config.rarity:
+            return tuple(4 * size + RARITY * len(channels) for size in channels)
+        return tuple(size * (3 if self.config.neighbours else 1) for size in channels)
+
     @torch.no_grad()
+    def stages(self, pixels: Tensor) -> list[Tensor]:
+        """Tokens (B, N, C_l) of the tapped stages, resampled to the grid, nothing appended."""
+        grid = (self.config.grid, self.config.grid)
+        return [
+            interpolate(stage, grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
+            for stage in self.network(pixels.float())
+        ]
+
+    @torch.no_grad()
+    def levels(self, stages: list[Tensor]) -> list[Tensor]:
+        """Levels of the stages' tokens: standardised and compared, as the configuration says."""
+        if self.config.rarity:
+            standard = [
+                (tokens - self.get_buffer(f"mean_{index}")) / self.get_buffer(f"std_{index}")
+                for index, tokens in enumerate(stages)
+            ]
+            return enriched(standard, self.config.neighbours)
+        if self.config.neighbours:
+            return [with_deviations(tokens, self.config.neighbours) for tokens in stages]
+        return stages
+
     def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
         """Tokens of crops normalised as SigLIP's are, (x / 255 - 0.5) / 0.5.
 
         Returns:
             L levels (B, N, C_l), N = grid * grid, and the deepest level again as final tokens.
         """
-        grid = self.config.grid
-        levels = []
-        for stage in self.network(pixels.float()):
-            stage = interpolate(stage, (grid, grid), mode="bilinear", antialias=True)
-            tokens = stage.flatten(2).transpose(1, 2)  # (B, N, C_l)
-            if self.config.neighbours:
-                tokens = with_deviations(tokens, self.config.neighbours)
-            levels.append(tokens)
+        levels = self.levels(self.stages(pixels))
         return levels, levels[-1]

@@ -1,0 +1,143 @@
+"""Inspection data sets on disk: a folder in MVTec AD's layout -> samples; a picture -> its crops.
+
+Layout: `<product>/{train/good, test/good, test/<defect>, ground_truth/<defect>/<name>_mask.png}`,
+or a folder of such folders. Crops are AnyRes' (LLaVA-OneVision): base view, then a grid.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms.v2.functional import InterpolationMode, resize
+from transformers.image_processing_utils import select_best_resolution
+
+from looktwice_adapters.anomaly_map import placement
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+NORMAL = "good"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a data set."""
+
+    path: Path
+    product: str
+    split: str  # train or test
+    kind: str  # good, or the defect's name
+    mask: Path | None  # ground truth, where there is one
+
+    @property
+    def anomalous(self) -> bool:
+        """Whether the picture is labelled anomalous."""
+        return self.kind != NORMAL
+
+
+def products(root: Path) -> dict[str, Path]:
+    """Name -> folder of every product at or below `root`, in alphabetical order.
+
+    Raises:
+        ValueError: nothing below `root` has a test folder.
+    """
+    folders = sorted({path.parent for path in root.rglob("test") if path.is_dir()})
+    if not folders:
+        raise ValueError(f"{root} is no data set: it has no folder test/good or test/<defect>")
+    return {
+        root.name if folder == root else str(folder.relative_to(root)): folder for folder in folders
+    }
+
+
+def read_product(folder: Path, name: str | None = None) -> list[Sample]:
+    """All pictures of one product, train and test, in alphabetical order."""
+    return [
+        Sample(path, name or folder.name, split, path.parent.name, _mask_of(folder, path, split))
+        for split in ("train", "test")
+        for path in sorted((folder / split).glob("*/*"))
+        if path.suffix.lower() in ENDINGS
+    ]
+
+
+def _mask_of(folder: Path, path: Path, split: str) -> Path | None:
+    truth = folder / "ground_truth" / path.parent.name
+    candidates = (truth / f"{path.stem}_mask.png", truth / f"{path.stem}.png")
+    return next((mask for mask in candidates if split == "test" and mask.is_file()), None)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """A picture as RGB (H, W, 3) uint8, upright."""
+    with Image.open(path) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
+
+
+def read_mask(sample: Sample, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """A sample's mask (H, W); all False for a normal one; None where an anomalous one has none."""
+    if not sample.anomalous:
+        return np.zeros(size, np.bool_)
+    if sample.mask is None:
+        return None
+    with Image.open(sample.mask) as image:
+        mask = image.convert("L").resize(size[::-1], Image.Resampling.NEAREST)
+        return np.asarray(mask) > 0
+
+
+@dataclass(frozen=True)
+class AnyRes:
+    """How pictures are cut: the crop's side and the canvases (height, width) to choose from."""
+
+    side: int = 224
+    pinpoints: tuple[tuple[int, int], ...] = ((224, 224), (224, 448), (448, 224), (448, 448))
+
+    def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The canvas (height, width) for a picture of `size` (height, width)."""
+        height, width = select_best_resolution(size, list(self.pinpoints))
+        return int(height), int(width)
+
+    def fitted(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a picture of `size` (height, width) on its canvas."""
+        height, width = self.canvas(size)
+        place = placement((size[1], size[0]), (width, height))
+        return (
+            round(place.top * height),
+            round(place.left * width),
+            round(place.height * height),
+            round(place.width * width),
+        )
+
+    def crops(self, picture: NDArray[np.uint8]) -> Tensor:
+        """The crops of a picture (H, W, 3): uint8 (B, 3, S, S), as the checkpoint's processor's."""
+        image = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        size = (image.shape[1], image.shape[2])
+        top, left, height, width = self.fitted(size)
+        canvas = torch.zeros(3, *self.canvas(size), dtype=torch.uint8)
+        smooth = InterpolationMode.BICUBIC
+        canvas[:, top : top + height, left : left + width] = resize(image, [height, width], smooth)
+        base = resize(image, [self.side, self.side], smooth)
+        return torch.stack([base, *self._tiles(canvas)])
+
+    def crop_masks(self, mask: NDArray[np.bool_], grid: int) -> Tensor:
+        """Share of each token that a mask (H, W) covers: (B, grid, grid) in [0, 1]."""
+        cover = torch.from_numpy(mask.astype(np.float32))[None, None]
+        size = (mask.shape[0], mask.shape[1])
+        top, left, height, width = self.fitted(size)
+        canvas = torch.zeros(1, *self.canvas(size))
+        canvas[:, top : top + height, left : left + width] = _area(cover, (height, width))
+        base = _area(cover, (self.side, self.side))
+        tiles = torch.stack([base, *self._tiles(canvas)])
+        return _area(tiles, (grid, grid)).squeeze(1)
+
+    def _tiles(self, canvas: Tensor) -> Iterator[Tensor]:
+        for top in range(0, canvas.shape[1], self.side):
+            for left in range(0, canvas.shape[2], self.side):
+                yield canvas[:, top : top + self.side, left : left + self.side]
+
+
+def _area(cover: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (B, 1, H, W) with antialiasing; a single (1, 1, H, W) comes back as (1, H, W)."""
+    out = interpolate(cover, size, mode="bilinear", antialias=True)
+    return out[0] if len(cover) == 1 else out

@@ -1,0 +1,1 @@
+"""Evaluation: data set folders and a checkpoint -> the figures of the papers' tables."""

@@ -1,0 +1,84 @@
+"""A checkpoint folder's anomaly expert, in process: a picture -> calibrated score and anomaly map.
+
+The same crops, expert, stitching and calibration as the server's, without a language model.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from looktwice_adapters.anomaly_map import stitch
+from looktwice_adapters.checkpoint import load_expert
+from looktwice_adapters.datasets import AnyRes
+from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
+
+NOT_THE_EXPERTS = ("weights", "phrase_token_ids")  # of the section: the server's
+
+
+class CheckpointError(ValueError):
+    """The folder holds no checkpoint with an expert that has a tower of its own."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the expert says of one picture."""
+
+    score: float  # calibrated, in [0, 1]; the threshold is 0.5
+    anomaly_map: NDArray[np.float32]  # (H, W) calibrated, in the picture's aspect
+
+
+@dataclass(frozen=True)
+class Detector:
+    """An expert and how its pictures are cut."""
+
+    expert: AnomalyExpert
+    anyres: AnyRes
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Detector":
+        """Load the expert of a checkpoint folder.
+
+        Raises:
+            CheckpointError: no config.json with an `anomaly_expert`, or its tower is the LLM's.
+            ExpertFileError: its weights do not fit.
+        """
+        path = folder / "config.json"
+        if not path.is_file():
+            raise CheckpointError(f"{folder} holds no config.json")
+        config = json.loads(path.read_text())
+        section = config.get("anomaly_expert")
+        if section is None:
+            raise CheckpointError(f"{path} has no section anomaly_expert")
+        sizes = {name: value for name, value in section.items() if name not in NOT_THE_EXPERTS}
+        expert_config = ExpertConfig.from_dict(sizes)
+        if expert_config.tower.name == "llm":
+            raise CheckpointError(f"the expert of {folder} looks through the LLM's tower")
+        expert = load_expert(folder / section["weights"], expert_config)
+        anyres = AnyRes(
+            config["vision_config"]["image_size"],
+            tuple((height, width) for height, width in config["image_grid_pinpoints"]),
+        )
+        return cls(expert, anyres)
+
+    @torch.inference_mode()
+    def raw(self, picture: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """Uncalibrated score () and significance map (H, W) of a picture (H, W, 3)."""
+        crops = self.anyres.crops(picture)
+        levels, final = self.expert.tower((crops.float() / 255 - 0.5) / 0.5)
+        output = self.expert(levels, final, [len(crops)])
+        height, width = picture.shape[:2]
+        canvas = self.anyres.canvas((height, width))
+        grid = (canvas[0] // self.anyres.side, canvas[1] // self.anyres.side)
+        return output.score[0], stitch(output.significance, grid, (width, height), self.anyres.side)
+
+    def judge(self, picture: NDArray[np.uint8]) -> Judgement:
+        """Calibrated score and anomaly map of a picture (H, W, 3)."""
+        score, significance = self.raw(picture)
+        calibration = self.expert.config.calibration
+        calibrated = calibration.map(significance).numpy().astype(np.float32)
+        return Judgement(float(calibration.score(score.double())), calibrated)

