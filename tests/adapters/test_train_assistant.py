@@ -80,10 +80,8 @@ def test_layout_is_the_published_order(case):
 def test_replies_are_supervised_and_nothing_else(tokenizer, assistant):
     writer = SequenceWriter(tokenizer)
     for seed in range(20):
-        rng, again = random.Random(seed), random.Random(seed)
-        sequence = text_sequences(writer, 256)(rng)
-        again.random()  # whether it is a drill
-        dialogue = make_dialogue(again)
+        sequence = text_sequences(writer, 256)(random.Random(seed))
+        dialogue = make_dialogue(random.Random(seed))
         supervised = [i for i in sequence.labels if i != IGNORED]
         said = tokenizer.decode(supervised).split("<|im_end|>")[:-1]
         assert said == [turn.reply for turn in dialogue.turns]

@@ -43,7 +43,7 @@ from looktwice_adapters.train.tokenizer import kept_tokenizer
 from looktwice_adapters.train.tower import read_pictures
 
 KEY_SIZE = 512  # of the selector's attention, as published
-DRILLS = 0.2  # share of copying exercises in the first stage
+FIRST_WORD = 4.0  # weight of a reply's first token, in which the question is understood
 POOL = 8  # batches that are drawn together and sorted by length, to waste less on padding
 
 
@@ -90,17 +90,21 @@ class Assistant(nn.Module):
         return rows[picture.order]
 
     def loss(self, sequences: list[Sequence]) -> Tensor:
-        """Mean cross-entropy of the supervised tokens.
+        """Weighted mean cross-entropy of the supervised tokens.
 
         Padding stands on the right and attention is causal, so that no mask is needed.
         """
         hidden = self.language_model(
             inputs_embeds=self.embed(sequences), use_cache=False
         ).last_hidden_state
-        labels = padded([sequence.labels for sequence in sequences], IGNORED)[:, 1:]
+        marks = padded([sequence.labels for sequence in sequences], IGNORED)
+        labels = marks[:, 1:]
         wanted = labels != IGNORED
         logits = hidden[:, :-1][wanted] @ self.language_model.embed_tokens.weight.T
-        return cross_entropy(logits.float(), labels[wanted])
+        first = wanted & (marks[:, :-1] == IGNORED)
+        weight = torch.where(first, FIRST_WORD, 1.0)[wanted]
+        losses = cross_entropy(logits.float(), labels[wanted], reduction="none")
+        return (losses * weight).sum() / weight.sum()
 
     @torch.no_grad()
     def reply(self, sequences: list[Sequence], end: int, limit: int = 80) -> list[list[int]]:
@@ -165,21 +169,8 @@ class SeenPicture:
 MakeSequence = Callable[[random.Random], Sequence]
 
 
-def drill(writer: SequenceWriter, rng: random.Random) -> Sequence:
-    """Random tokens said twice, the second time supervised: copying, which answers live on."""
-    size = len(writer.tokenizer)
-    words = [rng.randrange(writer.first_word, size) for _ in range(rng.randint(10, 60))]
-    start = rng.randrange(len(words) // 2)
-    again = words[start:]
-    return Sequence([*words, *again], [IGNORED] * (len(words) + 1) + again[1:], ())
-
-
-def text_sequences(writer: SequenceWriter, width: int, drills: float = 0.0) -> MakeSequence:
-    """The first stage's data: made-up facts, pictures of a few random embeddings.
-
-    A share of `drills` is copying exercises: a small model that has learnt to copy at all needs
-    far fewer dialogues to learn what to copy.
-    """
+def text_sequences(writer: SequenceWriter, width: int) -> MakeSequence:
+    """The first stage's data: made-up facts, pictures of a few random embeddings."""
 
     def picture(rng: random.Random) -> RandomPicture:
         generator = torch.Generator().manual_seed(rng.getrandbits(40))
@@ -189,8 +180,6 @@ def text_sequences(writer: SequenceWriter, width: int, drills: float = 0.0) -> M
         return RandomPicture(rows, before, behind)
 
     def make(rng: random.Random) -> Sequence:
-        if rng.random() < drills:
-            return drill(writer, rng)
         dialogue: Dialogue = make_dialogue(rng)
         return writer.write(dialogue, [picture(rng) for _ in dialogue.pictures])
 
@@ -279,7 +268,7 @@ def assistant(
     model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
     student, writer = Assistant(model), SequenceWriter(tokenizer)
     student.llm_q_former.requires_grad_(False)  # text has nothing to select from
-    text = text_sequences(writer, len(student.image_newline), DRILLS)
+    text = text_sequences(writer, len(student.image_newline))
     train_assistant(student, text, Schedule(text_steps, 2e-3), out / "text", resume)
 
     student.llm_q_former.requires_grad_(True)

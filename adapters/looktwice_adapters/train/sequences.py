@@ -48,7 +48,6 @@ class SequenceWriter:
         self.tokenizer = tokenizer
         self.phrases = dict(zip(ADVERBS, phrase_token_ids(tokenizer), strict=True))
         self.image = int(tokenizer.convert_tokens_to_ids("<image>"))
-        self.first_word = max(tokenizer.all_special_ids) + 1
         self.end = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
 
     def encode(self, text: str) -> list[int]:
