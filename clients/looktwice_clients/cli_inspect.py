@@ -188,12 +188,10 @@ def results(
     )
     for target in targets:
         result = target.problem or next(inspections)
-        if isinstance(result, openai.APITimeoutError):
-            yield target, result
-        elif isinstance(result, _hopeless()):
+        late = isinstance(result, openai.APITimeoutError)
+        if isinstance(result, _hopeless()) and not late:
             raise click.ClickException(one_line(result, inspector.url))
-        else:
-            yield target, result
+        yield target, result
 
 
 def _hopeless() -> tuple[type[Exception], ...]:

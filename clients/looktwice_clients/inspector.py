@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self, overload
+from weakref import WeakSet
 
 from openai import AsyncOpenAI, OpenAI, OpenAIError
 from pydantic import ValidationError
@@ -54,6 +55,7 @@ class Inspector:
         """
         self.url = server_url(url)
         self._model = model
+        self._many: WeakSet[Generator[Any, None, None]] = WeakSet()
         self.client = OpenAI(
             base_url=self.url,
             api_key=server_key(api_key),
@@ -96,7 +98,7 @@ class Inspector:
         *,
         concurrency: int = 4,
         return_exceptions: Literal[False] = False,
-    ) -> Iterator[Inspection]: ...
+    ) -> Generator[Inspection, None, None]: ...
 
     @overload
     def inspect_many(
@@ -107,7 +109,7 @@ class Inspector:
         *,
         concurrency: int = 4,
         return_exceptions: Literal[True],
-    ) -> Iterator[Inspection | Exception]: ...
+    ) -> Generator[Inspection | Exception, None, None]: ...
 
     def inspect_many(
         self,
@@ -117,10 +119,10 @@ class Inspector:
         *,
         concurrency: int = 4,
         return_exceptions: bool = False,
-    ) -> Iterator[Inspection] | Iterator[Inspection | Exception]:
+    ) -> Generator[Inspection, None, None] | Generator[Inspection | Exception, None, None]:
         """Inspections of many pictures, in the pictures' order, as they become ready.
 
-        Reads `images` only a little ahead, so that it may be endless. Stops when closed.
+        Reads `images` only a little ahead, so that it may be endless; `close` ends it early.
 
         Args:
             images: as for `inspect`.
@@ -139,7 +141,9 @@ class Inspector:
                     return error
                 raise
 
-        return _in_order(call, images, concurrency)
+        many = _in_order(call, images, concurrency)
+        self._many.add(many)
+        return many
 
     def ask(
         self,
@@ -177,7 +181,9 @@ class Inspector:
         return Conversation(self, ChatOptions(reference, map, grounding, completion), image)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Wait for the requests of an unfinished `inspect_many`, then close the connections."""
+        for many in list(self._many):
+            many.close()  # a connection that is cut while a thread reads leaves it reading for ever
         self.client.close()
 
     def __enter__(self) -> Self:
@@ -241,7 +247,7 @@ class AsyncInspector:
         *,
         concurrency: int = 4,
         return_exceptions: Literal[False] = False,
-    ) -> AsyncIterator[Inspection]: ...
+    ) -> AsyncGenerator[Inspection, None]: ...
 
     @overload
     def inspect_many(
@@ -252,7 +258,7 @@ class AsyncInspector:
         *,
         concurrency: int = 4,
         return_exceptions: Literal[True],
-    ) -> AsyncIterator[Inspection | Exception]: ...
+    ) -> AsyncGenerator[Inspection | Exception, None]: ...
 
     def inspect_many(
         self,
@@ -262,7 +268,7 @@ class AsyncInspector:
         *,
         concurrency: int = 4,
         return_exceptions: bool = False,
-    ) -> AsyncIterator[Inspection] | AsyncIterator[Inspection | Exception]:
+    ) -> AsyncGenerator[Inspection, None] | AsyncGenerator[Inspection | Exception, None]:
         """Inspections of many pictures, as `Inspector.inspect_many` gives them; `async for`."""
         _check_concurrency(concurrency)
 
@@ -353,7 +359,7 @@ def _in_order(
     call: Callable[[ImageSource], Inspection | Exception],
     images: Iterable[ImageSource],
     concurrency: int,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """`call` of each image in threads; results in order, at most twice `concurrency` ahead."""
     waiting: deque[Future[Inspection | Exception]] = deque()
     with ThreadPoolExecutor(concurrency) as pool:
@@ -371,7 +377,7 @@ def _in_order(
 
 async def _in_order_async(
     call: Callable[[ImageSource], Any], images: Iterable[ImageSource], concurrency: int
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     """As `_in_order`, with tasks of the running event loop."""
     turnstile = asyncio.Semaphore(concurrency)
 

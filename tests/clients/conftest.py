@@ -8,6 +8,7 @@ drive the real one.
 import base64
 import io
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -107,8 +108,6 @@ class WireHandler(BaseHTTPRequestHandler):
         key = self.server.key
         if key is None or self.headers["Authorization"] == f"Bearer {key}":
             return True
-        if self.command == "POST":
-            self.close_connection = True
         self._error(401, "wrong or missing API key")
         return False
 
@@ -211,6 +210,11 @@ class WireServer(ThreadingHTTPServer):
     def delay(self, score: float) -> float:
         """Low scores take longest: an unordered client would return them last."""
         return self.slowest * (1 - score)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gives up closes its connections; anything else is printed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def counting(self) -> "Counting":
         return Counting(self)

@@ -87,9 +87,31 @@ def test_inspect_many_reads_an_endless_source_a_little_ahead_and_stops(wire: Any
     with Inspector() as inspector:
         many = inspector.inspect_many(endless(), concurrency=2)
         first = list(itertools.islice(many, 5))
-        many.close()  # type: ignore[attr-defined]
+        many.close()
     assert [round(inspection.score * 255) for inspection in first] == [0, 1, 2, 3, 4]
     assert taken <= 5 + 2 * 2
+
+
+def test_closing_the_inspector_waits_for_the_requests_under_way(
+    wire: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, finished = [], []
+    inspect = Inspector.inspect
+
+    def noted(self: Inspector, image: Any, *options: Any) -> Any:
+        started.append(image)
+        result = inspect(self, image, *options)
+        finished.append(image)
+        return result
+
+    monkeypatch.setattr(Inspector, "inspect", noted)
+    wire.slowest = 0.2
+    inspector = Inspector()
+    many = inspector.inspect_many(map(red, LEVELS), concurrency=4)
+    next(many)
+    inspector.close()
+    assert len(started) == len(finished) < len(LEVELS)
+    assert list(many) == []
 
 
 def test_a_broken_picture_takes_its_place_among_the_results(wire: Any) -> None:
