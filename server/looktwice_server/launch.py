@@ -65,11 +65,18 @@ def serve(context: click.Context, model: str, expert: Path | None, host: str, po
 
 
 def find_model(name: str) -> str:
-    """A shipped model's folder by its name, or what was given."""
+    """A shipped model's folder by its name, or what was given.
+
+    Raises:
+        SettingsError: a path was given, and no checkpoint is there.
+    """
     roots = [Path(root) for root in (os.environ.get("LOOKTWICE_MODELS"),) if root]
     for folder in (root / name for root in [*roots, CHECKOUT_MODELS]):
         if "/" not in name and (folder / "config.json").is_file():
             return str(folder.resolve())
+    is_path = name.startswith(("/", ".", "~")) or Path(name).is_dir()
+    if is_path and not Path(name, "config.json").is_file():
+        raise SettingsError(f"no checkpoint at {name}: there is no config.json in it")
     return name
 
 
