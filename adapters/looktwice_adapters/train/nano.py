@@ -1,5 +1,6 @@
 """The small checkpoint: tower, assistant and expert -> models/nano, ready to be served."""
 
+import json
 from pathlib import Path
 
 import click
@@ -7,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from looktwice_adapters.checkpoint import check_state
+from looktwice_adapters.expert import ExpertConfig
 from looktwice_adapters.train.assistant import Assistant
-from looktwice_adapters.train.hub_format import nano_config, write_checkpoint
+from looktwice_adapters.train.hub_format import nano_config, write_checkpoint, write_json
 from looktwice_adapters.train.tokenizer import kept_tokenizer
 
 SELECTOR = "llm_q_former."
@@ -25,18 +28,16 @@ def trained_model(tower: Path, assistant: Path) -> LlavaOnevisionForConditionalG
 
 
 def write_expert(expert: Path, assistant: Path, out: Path) -> None:
-    """Copy the expert, its selector of the LLM's tokens replaced by the assistant's."""
+    """Copy the expert and its section; the selector of the LLM's tokens is the assistant's."""
     trained = load_file(assistant / "assistant.safetensors")
     selector = {name: value for name, value in trained.items() if name.startswith(SELECTOR)}
-    weights = load_file(expert)
-    if {n: v.shape for n, v in weights.items() if n.startswith(SELECTOR)} != {
-        n: v.shape for n, v in selector.items()
-    }:
-        raise click.ClickException(f"{expert} has no {SELECTOR}* of the assistant's sizes")
-    save_file(weights | selector, out / "expert.safetensors")
+    section = json.loads(expert.with_suffix(".json").read_text())
+    section["llm_hidden_size"] = selector[f"{SELECTOR}key_proj.weight"].shape[1]
+    weights = load_file(expert) | selector
+    check_state(weights, ExpertConfig.from_dict(section))
+    save_file(weights, out / "expert.safetensors")
     (out / "expert.safetensors").chmod(0o644)
-    if expert.with_suffix(".json") != out / "expert.json":
-        (out / "expert.json").write_text(expert.with_suffix(".json").read_text())
+    write_json(out / "expert.json", section)
 
 
 @click.command("nano")
