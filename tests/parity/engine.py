@@ -2,21 +2,24 @@
 
     python -m tests.parity.engine TASK.pt RESULT.pt
 
-TASK.pt: {name: {"folder", "expert", "text", "pictures": [(width, height, seed)]}}. RESULT.pt, under
-the same names: of each picture its embeddings, score and significance as the model made them while
-it served the prompt, the logits of the generated tokens, and at each place of the prompt the logit
-of the token that follows.
+TASK.pt: {name: {"folder", "expert", "dtype", "text", "pictures": [(width, height, seed)]}}.
+RESULT.pt, under the same names: of each picture its embeddings, score and significance as the model
+made them while it served the prompt, the logits of the generated tokens, and at each place of the
+prompt the logit of the token that follows.
 """
 
 import gc
 import os
+import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 NEW_TOKENS = 4
 
 
-def load(folder: str, expert: str | None):
+def load(folder: str, expert: str | None, dtype: str):
     """A vLLM engine on a checkpoint, configured as `looktwice serve` does."""
     from vllm import LLM
 
@@ -27,7 +30,7 @@ def load(folder: str, expert: str | None):
     return LLM(
         folder,
         hf_overrides={"architectures": [ARCHITECTURE], "anomaly_expert": section},
-        dtype="float32",
+        dtype=dtype,
         enforce_eager=True,
         enable_prefix_caching=False,
         mm_processor_cache_gb=0,
@@ -54,7 +57,6 @@ def record_encoded(model) -> list:
 
 def run(llm, text: str, pictures: list[tuple[int, int, int]]) -> list[dict]:
     """Each picture with the text, greedily."""
-    import torch
     from vllm import SamplingParams
 
     from tests.parity.pictures import draw
@@ -86,7 +88,7 @@ def run(llm, text: str, pictures: list[tuple[int, int, int]]) -> list[dict]:
         ]
         results.append(
             {
-                "embeddings": image.embeddings,
+                "embeddings": image.embeddings.float(),
                 "score": image.score,
                 "significance": image.significance,
                 "prompt_ids": list(ids),
@@ -98,13 +100,27 @@ def run(llm, text: str, pictures: list[tuple[int, int, int]]) -> list[dict]:
     return results
 
 
+def compute(task: Path) -> dict[str, list[dict]]:
+    """The same in a new process, and its result."""
+    result = task.with_name("result.pt")
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.parity.engine", task, result],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return torch.load(result)
+
+
 def main(task: str, result: str) -> None:
-    import torch
     from vllm.distributed import cleanup_dist_env_and_memory
 
     results = {}
     for name, work in torch.load(task).items():
-        llm = load(work["folder"], work["expert"])
+        llm = load(work["folder"], work["expert"], work["dtype"])
         with torch.inference_mode():
             results[name] = run(llm, work["text"], work["pictures"])
         del llm

@@ -140,19 +140,42 @@ class Reference:
         return network.eval()
 
     def own_levels(self, pixels: Tensor) -> list[Tensor]:
-        """The tokens (B, N, C_l) of the expert's own network, beside their deviations."""
-        grid, neighbours = self.tower["grid"], self.tower["neighbours"]
+        """The tokens (B, N, C_l) of the expert's own network, beside what they deviate by."""
+        side = (self.tower["grid"],) * 2
+        stages = [
+            interpolate(stage, side, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
+            for stage in self.network(pixels)
+        ]
+        if self.tower.get("rarity"):
+            stages = [
+                (stage - self.expert.state[f"tower.mean_{i}"]) / self.expert.state[f"tower.std_{i}"]
+                for i, stage in enumerate(stages)
+            ]
+        crops = [
+            self._crop_levels([stage[crop] for stage in stages]) for crop in range(len(pixels))
+        ]
+        return [torch.stack(level) for level in zip(*crops, strict=True)]
+
+    def _crop_levels(self, stages: list[Tensor]) -> list[Tensor]:
+        """The levels (N, C_l) of one crop."""
+        deviations, statistics = [], []
+        for tokens in stages:
+            unit = tokens / tokens.norm(dim=-1, keepdim=True)
+            likeness = (unit @ unit.T).fill_diagonal_(-2)
+            best, nearest = likeness.topk(self.tower["neighbours"])
+            deviation = tokens - tokens[nearest].mean(1)
+            deviations.append(deviation)
+            length = (deviation**2).mean(1).sqrt().clamp_min(1e-4)
+            first, mean = 1 - best[:, 0], 1 - best.mean(1)
+            z_length = (length - length.mean()) / (length.std() + 0.05)
+            z_mean = (mean - mean.mean()) / (mean.std() + 0.02)
+            statistics += [length, length.log(), z_length, 3 * first, 3 * mean, z_mean]
         levels = []
-        for stage in self.network(pixels):
-            stage = interpolate(stage, (grid, grid), mode="bilinear", antialias=True)
-            crops = []
-            for tokens in stage.flatten(2).transpose(1, 2):  # (N, C_l)
-                unit = tokens / tokens.norm(dim=-1, keepdim=True)
-                likeness = unit @ unit.T
-                nearest = likeness.fill_diagonal_(-2).topk(neighbours).indices
-                alike = tokens[nearest].mean(1)
-                crops.append(torch.cat((tokens, tokens - tokens.mean(0), tokens - alike), dim=-1))
-            levels.append(torch.stack(crops))
+        for tokens, deviation in zip(stages, deviations, strict=True):
+            parts = [tokens, tokens - tokens.mean(0), deviation]
+            if self.tower.get("rarity"):
+                parts += [deviation.abs(), 4 * torch.stack(statistics, dim=-1)]
+            levels.append(torch.cat(parts, dim=-1))
         return levels
 
     def see(self, picture: Image.Image) -> Seen:

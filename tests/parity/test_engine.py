@@ -4,10 +4,7 @@ Two models: a small random one with the hub's geometry and an expert in the rele
 nano with its convolutional tower. One run of vLLM for each, both in one process.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from looktwice_server.launch import CHECKOUT_MODELS
+from tests.parity.engine import compute
 from tests.parity.hub_checkpoint import expert_state, spread_scores, write_model
 from tests.parity.pictures import draw
 from tests.parity.reference import HIGHLY, MODERATELY, SLIGHTLY, Reference, Seen
@@ -23,7 +21,6 @@ from tests.parity.reference import HIGHLY, MODERATELY, SLIGHTLY, Reference, Seen
 TOLERANCE = 1e-4
 TEXT = "<|im_start|>user\n<image>Is anything wrong?<|im_end|>\n<|im_start|>assistant\n"
 NANO = CHECKOUT_MODELS / "nano"
-REPOSITORY = Path(__file__).parents[2]
 # (width, height, seed); with the hub's pinpoints the last three have 12, 18 and 36 crops.
 HUB_PICTURES = [
     (384, 384, 0),
@@ -112,22 +109,14 @@ def computed(cases, tmp_path_factory) -> dict[str, list[dict]]:
         name: {
             "folder": str(case.folder),
             "expert": case.expert and str(case.expert),
+            "dtype": "float32",
             "text": TEXT,
             "pictures": case.pictures,
         }
         for name, case in cases.items()
     }
     torch.save(task, folder / "task.pt")
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.parity.engine", folder / "task.pt", folder / "result.pt"],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    return torch.load(folder / "result.pt")
+    return compute(folder / "task.pt")
 
 
 @pytest.fixture(params=["hub", "nano"])

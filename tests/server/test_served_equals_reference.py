@@ -28,7 +28,7 @@ pytestmark = pytest.mark.server
 NANO = CHECKOUT_MODELS / "nano"
 QUESTION = "Is there a defect in this picture, and where?"
 TOKENS = 24
-SCORE, MAP, GREY = 1e-5, 1e-4, 0.5 / 255
+SCORE, MAP, GREY, LOG_PROBABILITY = 1e-5, 1e-4, 0.5 / 255, 1e-4
 CONCURRENT = 16
 
 
@@ -96,20 +96,31 @@ def judge(reference: Reference, calibration: dict[str, float], picture: Image.Im
     return Expected(data_uri(picture), seen, picture.size, score, found, regions)
 
 
-def answer_of(reference: Reference, pictures: list[Expected], *, grounding: bool) -> str:
+@dataclass(frozen=True)
+class Answer:
     """What transformers generates from the reference's embeddings."""
+
+    text: str
+    log_probabilities: list[float]  # of each token of it
+
+
+def answer_of(reference: Reference, pictures: list[Expected], *, grounding: bool) -> Answer:
     content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": QUESTION}]
     text = reference.processor.tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
     facts = [picture.facts if grounding else "" for picture in pictures]
     embeddings = [picture.seen.embeddings for picture in pictures]
-    ids = reference.answer(reference.prompt(text, embeddings, facts), TOKENS)
-    return reference.processor.tokenizer.decode(ids, skip_special_tokens=True)
+    prompt = reference.prompt(text, embeddings, facts)
+    ids = reference.answer(prompt, TOKENS)
+    places = reference.logits(torch.cat((prompt, reference.embed(ids))))[len(prompt) - 1 : -1]
+    chosen = places.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+    text = reference.processor.tokenizer.decode(ids, skip_special_tokens=True)
+    return Answer(text, chosen.tolist())
 
 
 @pytest.fixture(scope="module")
-def answers(reference, expected) -> list[str]:
+def answers(reference, expected) -> list[Answer]:
     """The grounded answers about each picture alone."""
     return [answer_of(reference, [picture], grounding=True) for picture in expected]
 
@@ -122,13 +133,10 @@ def ask(client: OpenAI, pictures: list[Expected], *, stream: bool = False, **ins
         messages=[{"role": "user", "content": [*images, {"type": "text", "text": QUESTION}]}],
         temperature=0,
         max_tokens=TOKENS,
+        logprobs=True,
         stream=stream,
         extra_body={"inspection": inspection} if inspection else {},
     )
-
-
-def told(completion) -> str:
-    return completion.choices[0].message.content
 
 
 def check_inspection(found: dict, picture: Expected, image: int = 0) -> None:
@@ -154,8 +162,12 @@ def check_map(png: str, picture: Expected) -> None:
     assert np.abs(grey - picture.anomaly_map).max() <= GREY + MAP
 
 
-def check_chat(completion, pictures: list[Expected], answer: str) -> None:
-    assert told(completion) == answer
+def check_chat(completion, pictures: list[Expected], answer: Answer) -> None:
+    assert completion.choices[0].message.content == answer.text
+    tokens = [token.logprob for token in completion.choices[0].logprobs.content]
+    likely = answer.log_probabilities[: len(tokens)]  # the end-of-text token may be left out
+    assert tokens
+    assert tokens == pytest.approx(likely, abs=LOG_PROBABILITY)
     inspections = completion.model_extra["inspections"]
     assert len(inspections) == len(pictures)
     for image, picture in enumerate(pictures):
@@ -214,7 +226,7 @@ def test_streamed_answer_equals_the_reference(openai_client, expected, answers):
     chunks = list(ask(openai_client, expected[11:12], stream=True, map=True))
     with_choices = [chunk for chunk in chunks if chunk.choices]
     text = "".join(chunk.choices[0].delta.content or "" for chunk in with_choices)
-    assert text == answers[11]
+    assert text == answers[11].text
     carrying = [chunk for chunk in chunks if "inspections" in chunk.model_extra]
     assert carrying == with_choices[-1:]
     check_inspection(carrying[0].model_extra["inspections"][0], expected[11])
