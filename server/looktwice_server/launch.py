@@ -2,7 +2,7 @@
 
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import click
 
 from looktwice_server.errors import SettingsError
 from looktwice_server.settings import Settings
+from looktwice_server.supervisor import end_with_parent, is_child, supervise
 
 PLUGINS = ("looktwice", "looktwice_routes")
 CHECKOUT_MODELS = Path(__file__).parents[2] / "models"
@@ -36,6 +37,9 @@ def serve(context: click.Context, model: str, expert: Path | None, host: str, po
     MODEL is `nano` (a checkout's models/nano, or a folder of that name under $LOOKTWICE_MODELS), a
     local folder, or a hub name such as llava-hf/llava-onevision-qwen2-7b-ov-hf with --expert FILE.
     """
+    if not is_child():
+        context.exit(watch(context.args))
+    end_with_parent()
     from looktwice_adapters.checkpoint import ExpertFileError
 
     flags = list(context.args)
@@ -54,14 +58,30 @@ def serve(context: click.Context, model: str, expert: Path | None, host: str, po
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     # vLLM only logs a plugin that fails to load and serves on, with its own unchecked routes.
-    from looktwice_server.routes import engine_died
+    import looktwice_server.routes  # noqa: F401
 
     ServeSubcommand.cmd(args)
-    if engine_died():
+
+
+def watch(flags: list[str]) -> int:
+    """Run the server as a child of this process; its exit code.
+
+    Raises:
+        ClickException: it ended by itself, or a limit cannot be read.
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--shutdown-timeout", type=int, default=0)  # vLLM's, for open requests
+    drain = parser.parse_known_args(flags)[0].shutdown_timeout
+    try:
+        code = supervise(drain + Settings.from_environment().stop_seconds)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error
+    if code is None:
         raise click.ClickException(
-            "a worker process died and the server has ended; the log above says why (often the "
-            "machine's memory was full). Start the server again"
+            "a process of the server died and the server has ended; the log above says why "
+            "(often the machine's memory was full). Start the server again"
         )
+    return code
 
 
 def find_model(name: str) -> str:

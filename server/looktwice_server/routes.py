@@ -173,20 +173,6 @@ class LookTwice:
         )
 
 
-_engines: list[EngineClient] = []
-
-
-def engine_died() -> bool:
-    """Whether the engine that this process served ended although nobody asked it to.
-
-    vLLM ends its server then as if all were well, with exit code 0.
-    """
-    # Its reader of answers is cancelled when the server is stopped, and gives up by itself when
-    # the engine is gone.
-    readers = [getattr(engine, "output_handler", None) for engine in _engines]
-    return any(reader and reader.done() and not reader.cancelled() for reader in readers)
-
-
 class InspectionRoutes:
     """The endpoint plugin that vLLM loads by its name in VLLM_PLUGINS."""
 
@@ -207,7 +193,6 @@ class InspectionRoutes:
     ) -> None:
         """Prepare what the routes share."""
         assert engine_client is not None  # given for every task but `render`
-        _engines.append(engine_client)
         state.looktwice = LookTwice(
             engine_client, state.openai_serving_chat, Settings.from_environment()
         )

@@ -22,6 +22,7 @@ class Settings:
     max_download_mb: int = 64  # of one picture from a URL
     min_side: int = 28  # pixels; fewer than two patches of the published tower show nothing
     fetch_timeout: int = 10  # seconds for one picture from a URL
+    stop_seconds: int = 10  # for a stopping server beyond --shutdown-timeout, then it is killed
     crops_per_call: int = 40  # crops of all pictures that the worker inspects between two steps
     findings_cached: int = 512  # inspections that an API process remembers
     embeddings_cached_mb: int = 256  # encoder output that a worker keeps for the chat that follows
