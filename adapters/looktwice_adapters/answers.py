@@ -12,6 +12,7 @@ from looktwice_adapters.anomaly_prompt import Adverb
 from looktwice_adapters.facts import MAX_PLACES, Verdict
 from looktwice_adapters.questions import ORDINALS
 
+# In questions; answers list places as the facts sentence does.
 PLACES = {
     "top left": "at the top left",
     "top": "at the top",
@@ -46,19 +47,9 @@ class Facts:
         return list(dict.fromkeys(self.positions))[:MAX_PLACES]
 
     @property
-    def partial(self) -> bool:
-        """Whether more regions exist than places are named."""
-        return len(self.positions) > len(self.named)
-
-
-def joined(parts: Sequence[str]) -> str:
-    """Parts in a list as English writes it: a, b and c."""
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-
-
-def places(facts: Facts) -> str:
-    """Where the named regions are: "at the top left and in the center"."""
-    return joined([PLACES[name] for name in facts.named])
+    def places(self) -> str:
+        """The named places in the words and order of the facts sentence."""
+        return ", ".join(self.named)
 
 
 def finding(facts: Facts) -> str:
@@ -67,16 +58,12 @@ def finding(facts: Facts) -> str:
         return "The inspection found nothing unusual."
     if facts.verdict == "undecided":
         if facts.positions:
-            return f"{UNDECIDED} The most suspicious place is {PLACES[facts.named[0]]}."
+            return f"{UNDECIDED} The most suspicious place: {facts.named[0]}."
         return UNDECIDED
     if not facts.positions:
         return f"The features of the picture are {facts.adverb} suspicious."
     count = len(facts.positions)
-    if count == 1:
-        return f"The inspection found 1 suspicious region, {places(facts)}."
-    if facts.partial and len(facts.named) > 1:
-        return f"The inspection found {count} suspicious regions, mainly {places(facts)}."
-    return f"The inspection found {count} suspicious regions, {places(facts)}."
+    return f"The inspection found {count} suspicious region{'s' * (count > 1)}: {facts.places}."
 
 
 def _defect(facts: Facts, rng: random.Random) -> str:
@@ -86,7 +73,7 @@ def _defect(facts: Facts, rng: random.Random) -> str:
         other = "the picture looks normal."
         return rng.choice((f"No. {finding(facts)}", f"No, {other}"))
     if facts.positions and rng.random() < 0.3:
-        return f"Yes, something is wrong {places(facts)}."
+        return f"Yes, something is wrong here: {facts.places}."
     return f"Yes. {finding(facts)}"
 
 
@@ -96,7 +83,7 @@ def _fine(facts: Facts, rng: random.Random) -> str:
     if facts.verdict == "normal":
         return rng.choice((f"Yes. {finding(facts)}", "Yes, the picture looks normal."))
     if facts.positions and rng.random() < 0.3:
-        return f"No, something is wrong {places(facts)}."
+        return f"No, something is wrong here: {facts.places}."
     return f"No. {finding(facts)}"
 
 
@@ -114,10 +101,8 @@ def _where(facts: Facts, rng: random.Random) -> str:
     if not facts.positions:
         return f"{finding(facts)} The anomaly map shows where."
     if len(facts.positions) == 1:
-        return f"The suspicious region is {places(facts)}."
-    if facts.partial and len(facts.named) > 1:
-        return f"The suspicious regions are mainly {places(facts)}."
-    return f"The suspicious regions are {places(facts)}."
+        return f"The suspicious region is here: {facts.places}."
+    return f"The suspicious regions are here: {facts.places}."
 
 
 def _count(facts: Facts, rng: random.Random) -> str:
@@ -156,7 +141,7 @@ def _advice(facts: Facts, rng: random.Random) -> str:
         return f"{UNDECIDED} Take another picture, or let a person decide."
     if not facts.positions:
         return "Set the part aside and let a person check it."
-    return f"Set the part aside and check it {places(facts)}."
+    return f"Set the part aside and check it here: {facts.places}."
 
 
 def _reference(facts: Facts, rng: random.Random) -> str:
@@ -183,7 +168,9 @@ def _why(facts: Facts, rng: random.Random) -> str:
     against = f"the reference {facts.reference}" if facts.reference else "a normal part"
     if not facts.positions:
         return f"Because its features are {facts.adverb} suspicious."
-    return f"Because the features {places(facts)} do not look like {against}."
+    if len(facts.positions) == 1:
+        return f"Because this region does not look like {against}: {facts.places}."
+    return f"Because these regions do not look like {against}: {facts.places}."
 
 
 def _kind(facts: Facts, rng: random.Random) -> str:
@@ -264,12 +251,12 @@ def answer_place(facts: Facts, asked: str) -> str:
     if not facts.positions:
         return f"{finding(facts)} The anomaly map shows where."
     if asked in facts.named:
-        return f"Yes, there is a suspicious region {PLACES[asked]}."
+        return f"Yes, there is a suspicious region here: {asked}."
     return f"No. {finding(facts)}"
 
 
 def _about(ordinal: str, facts: Facts) -> str:
-    where = f", {places(facts)}" if facts.verdict == "anomalous" and facts.positions else ""
+    where = f": {facts.places}" if facts.verdict == "anomalous" and facts.positions else ""
     return f"The {ordinal} picture is {facts.verdict}{where}."
 
 
