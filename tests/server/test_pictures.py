@@ -1,0 +1,248 @@
+"""Reading pictures: files, data URIs and addresses that are asked, or never."""
+
+import asyncio
+import random
+import socket
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from aiohttp.abc import AbstractResolver
+from PIL import Image, ImageFile
+
+from looktwice_server import pictures
+from looktwice_server.errors import PictureError
+from looktwice_server.pictures import PictureConnector, decode, decode_data_uri, fetch
+from looktwice_server.settings import Settings
+from tests.server.bad_input_table import camera
+from tests.server.wire import data_uri, encoded, scratched
+
+SETTINGS = Settings(fetch_timeout=1, max_download_mb=1)
+LOCAL = frozenset({"127.0.0.1"})
+
+
+def download(url: str, allowed: frozenset[str] = LOCAL) -> bytes:
+    return asyncio.run(fetch(url, allowed, SETTINGS))
+
+
+# Files.
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM"])
+def test_no_broken_file_raises_anything_but_a_picture_error(kind: str) -> None:
+    whole, dice = encoded(scratched((64, 48)), kind), random.Random(kind)
+    for _ in range(150):
+        broken = bytearray(whole[: dice.randrange(len(whole))] if dice.random() < 0.3 else whole)
+        for _ in range(dice.randrange(1, 8)):
+            if broken:
+                broken[dice.randrange(min(len(broken), 400))] = dice.randrange(256)
+        try:
+            assert decode(bytes(broken), SETTINGS).mode == "RGB"
+        except PictureError as error:
+            assert str(error)  # noqa: PT017  # most are refused, some survive
+
+
+def test_a_picture_is_measured_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("1", (9000, 9000)))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(PictureError, match="9000 x 9000 pixels, more than"):
+        decode(data, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("values", "eight_bits"),
+    [
+        (np.array([[0, 65535]], np.uint16), [0, 255]),
+        (np.array([[0, 4095]], np.uint16), [0, 255]),
+        (np.array([[30, 60]], np.uint16), [30, 60]),
+        (np.array([[1000, 1000]], np.uint16), [249, 249]),
+        (np.array([[-1.0, 1.0]], np.float32), [0, 255]),
+        (np.array([[0.0, 1.0]], np.float32), [0, 255]),
+        (np.array([[np.nan, 1.0]], np.float32), [0, 255]),
+        (np.array([[np.nan, np.nan]], np.float32), [0, 0]),
+        (np.array([[0, 2**20]], np.int32), [0, 255]),
+    ],
+)
+def test_deep_greys_keep_the_range_of_their_sensor(
+    values: np.ndarray[Any, Any], eight_bits: list[int]
+) -> None:
+    tall = np.repeat(np.repeat(values, 28, 0), 28, 1)
+    found = decode(encoded(Image.fromarray(tall), "TIFF"), SETTINGS)
+    assert found.mode == "RGB"
+    assert [found.getpixel((0, 0))[0], found.getpixel((55, 0))[0]] == eight_bits
+
+
+# Data URIs.
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        lambda uri: uri.replace("data:", "DATA:"),
+        lambda uri: uri.replace(";base64,", ";BASE64,"),
+        lambda uri: uri.replace("image/png", ""),
+        lambda uri: uri.replace("image/png", "image/png;name=a.png"),
+        lambda uri: uri[:80] + "\r\n" + uri[80:] + "\n",
+    ],
+)
+def test_spellings_of_a_data_uri_that_others_read_are_read(spelling: Any) -> None:
+    uri = spelling(data_uri(encoded(scratched())))
+    connector = PictureConnector()
+    assert connector.fetch_image(uri).tobytes() == scratched().tobytes()
+
+
+@pytest.mark.parametrize("uri", ["data:", "data:,", "data:image/png;base64", "data:a;base64,a=b"])
+def test_other_data_uris_are_refused(uri: str) -> None:
+    with pytest.raises(PictureError):
+        decode_data_uri(uri, SETTINGS)
+
+
+# Addresses.
+
+
+def test_a_camera_on_the_allow_list_is_asked_in_any_spelling_of_its_name() -> None:
+    with camera() as address:
+        assert download(f"{address}/200") == encoded(scratched())
+        named = PictureConnector(allowed_media_domains=["LocalHost"])
+        picture = named.fetch_image(address.replace("127.0.0.1", "localhost") + "/200")
+        assert picture.tobytes() == scratched().tobytes()
+
+
+def test_a_camera_that_is_not_on_the_list_is_never_connected_to() -> None:
+    asked: list[str] = []
+
+    class Nosy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Nosy)
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    port = server.server_port
+    hosts = ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1", "127.1"]
+    for host in hosts:
+        with pytest.raises(PictureError):
+            download(f"http://{host}:{port}/a.png", frozenset())
+    with pytest.raises(PictureError, match=r"fetched from camera\.plant only"):
+        download(f"http://127.0.0.1:{port}/a.png", frozenset({"camera.plant"}))
+    server.shutdown()
+    server.server_close()
+    assert not asked
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(status: int) -> None:
+    with (
+        camera() as address,
+        pytest.raises(PictureError, match=f"answered {status}, and redirects are not followed"),
+    ):
+        download(f"{address}/{status}")
+
+
+class Rebinding(AbstractResolver):
+    """A name that is public when it is looked up first, and the plant's own from then on."""
+
+    def __init__(self, addresses: Iterator[str]) -> None:
+        self.addresses = addresses
+        self.asked = 0
+
+    async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> Any:
+        self.asked += 1
+        return [
+            {
+                **{"hostname": host, "host": next(self.addresses), "port": port},
+                **{"family": socket.AF_INET, "proto": 0, "flags": socket.AI_NUMERICHOST},
+            }
+        ]
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def test_a_name_that_changes_its_address_is_connected_to_at_the_address_that_was_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolver = Rebinding(iter(["127.0.0.1", "93.184.216.34"]))
+    monkeypatch.setattr(pictures, "DefaultResolver", lambda: resolver)
+    with pytest.raises(PictureError, match="private addresses"):
+        download("http://rebinding.example/a.png", frozenset())
+    assert resolver.asked == 1
+
+    connected: list[str] = []
+
+    async def refuse(self: Any, *_: Any, addr_infos: Any, **__: Any) -> Any:
+        connected.extend(info[4][0] for info in addr_infos)
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "_wrap_create_connection", refuse)
+    resolver = Rebinding(iter(["93.184.216.34", "127.0.0.1"]))
+    monkeypatch.setattr(pictures, "DefaultResolver", lambda: resolver)
+    with pytest.raises(PictureError):
+        download("http://rebinding.example/a.png", frozenset())
+    assert connected == ["93.184.216.34"]
+
+
+def test_one_private_address_among_public_ones_is_enough_to_refuse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Mixed(Rebinding):
+        async def resolve(self, *question: Any) -> Any:
+            return [(await Rebinding.resolve(self, *question))[0] for _ in range(2)]
+
+    resolver = Mixed(iter(["93.184.216.34", "10.0.0.7"]))
+    monkeypatch.setattr(pictures, "DefaultResolver", lambda: resolver)
+    with pytest.raises(PictureError, match="private addresses"):
+        download("http://mixed.example/a.png", frozenset())
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Too much, or too slowly, as the path says."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        try:
+            if self.path == "/endless":
+                while True:
+                    self.wfile.write(b"\0" * 2**16)
+            self.wfile.write(b"\x89PNG")
+            self.wfile.flush()
+            self.connection.settimeout(5)
+            self.connection.recv(1)
+        except OSError:
+            """The server under test has gone away, as it should."""
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.mark.parametrize(
+    ("path", "says"), [("/endless", "is larger than 1 MB"), ("/late", "no answer within 1 s")]
+)
+def test_a_camera_cannot_fill_the_memory_or_hold_a_request(path: str, says: str) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        with pytest.raises(PictureError, match=says):
+            download(f"http://127.0.0.1:{server.server_port}{path}")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http://[::1", "http://a b/", "http:///x", "http://é:x"]
+)
+def test_urls_that_are_none_are_refused(url: str) -> None:
+    with pytest.raises(PictureError):
+        download(url, frozenset())
+
+
+def test_an_error_repeats_only_the_beginning_of_a_long_url() -> None:
+    with pytest.raises(PictureError) as refused:
+        download("http://no-such-host.invalid/" + "a" * 10_000, frozenset())
+    assert len(str(refused.value)) < 200

@@ -1,0 +1,81 @@
+"""Routes: what is on the list is served, every other one of vLLM's answers 404."""
+
+import re
+
+import pytest
+from fastapi import FastAPI
+from starlette.routing import BaseRoute
+
+from looktwice_server.routes import SERVED
+from tests.server.bad_input_table import QUESTION
+from tests.server.wire import CHAT, INSPECTIONS, Sent, ask, good_uri, image, user
+from tests.serving import Server
+
+OURS = {CHAT, INSPECTIONS}
+# Bodies with which a picture could come in, by the keys of all vLLM's routes.
+MESSAGES = [user(image(good_uri()), QUESTION)]
+BODY = {
+    **{"messages": MESSAGES, "input": MESSAGES, "prompt": "<image>", "images": [good_uri()]},
+    **{"max_tokens": 2, "text_1": "a", "text_2": "b", "query": "a", "documents": ["b"]},
+}
+
+
+@pytest.fixture(scope="module")
+def vllm_routes() -> list[BaseRoute]:
+    """The routes of vLLM's own server, those for developers and for every task too."""
+    from vllm.entrypoints.launchers.api_server.routers import register_api_routers
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    app = FastAPI()
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    app.state.args = args
+    tasks = ("generate", "render", "transcription", "realtime", "embed", "classify", "score")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_SERVER_DEV_MODE", "1")
+        register_api_routers(args, app, tasks)
+    return app.router.routes
+
+
+def requests_to(route: BaseRoute) -> list[Sent]:
+    """One request for each method of a route; websockets are asked in plain HTTP."""
+    path = re.sub(r"\{[^}]*\}", "x", route.path)
+    methods = (getattr(route, "methods", None) or {"GET"}) - {"HEAD"}
+    return [Sent(path, BODY, method=method) for method in sorted(methods)]
+
+
+@pytest.mark.server
+def test_every_route_of_vllms_that_is_not_on_the_list_answers_404(
+    server: Server, vllm_routes: list[BaseRoute]
+) -> None:
+    refused = [route for route in vllm_routes if route.path not in SERVED | OURS]
+    paths = {route.path for route in refused}
+    assert {"/v1/responses", "/v1/messages", "/v1/completions", "/inference/v1/generate"} < paths
+    assert {"/v1/chat/completions/batch", "/tokenize", "/collective_rpc"} < paths
+    for sent in [sent for route in refused for sent in requests_to(route)]:
+        answer = ask(server, sent)
+        assert answer.status == 404, sent.path
+        assert answer.error["message"].startswith(f"{sent.method} {sent.path[:100]} is not served")
+
+
+@pytest.mark.server
+def test_the_servers_own_description_lists_nothing_else(server: Server) -> None:
+    described = ask(server, Sent("/openapi.json", method="GET")).data["paths"]
+    assert set(described) <= SERVED | OURS
+    assert set(described) >= OURS
+
+
+@pytest.mark.server
+def test_no_other_route_that_is_served_takes_a_picture(server: Server) -> None:
+    described = ask(server, Sent("/openapi.json", method="GET")).data["paths"]
+    for path in sorted((SERVED | set(described)) - OURS):
+        for method in ("GET", "POST"):
+            answer = ask(server, Sent(path, BODY, method=method))
+            assert answer.status in (200, 404, 405), path
+            assert not isinstance(answer.data, dict) or "choices" not in answer.data, path
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("path", ["/v1/chat/completions/", "/v1/../v1/responses", "//v1/responses"])
+def test_a_path_spelled_otherwise_opens_nothing(server: Server, path: str) -> None:
+    assert ask(server, Sent(path, BODY)).status in (307, 404)

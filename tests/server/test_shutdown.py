@@ -1,0 +1,156 @@
+"""The end of a server: Ctrl-C, SIGTERM and a killed worker end every process that it started.
+
+Each test but the one that stops a server while it starts needs a server of its own.
+"""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.server import bad_input_table
+from tests.server.bad_input_table import API_KEY, CAMERA_FLAGS, QUESTION, camera
+from tests.server.wire import INSPECTIONS, Sent, ask, chat, good_uri, image
+from tests.serving import Server, free_port, wait_until_up
+
+pytestmark = pytest.mark.server
+END_SECONDS = 60
+
+
+@contextmanager
+def own_server(log: Path, *flags: str) -> Iterator[Server]:
+    """A server that is starting, in a session of its own as under a terminal."""
+    port = free_port()
+    command = [sys.executable, "-m", "looktwice_clients", "serve", *flags, "--port", str(port)]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+    try:
+        yield Server(f"http://127.0.0.1:{port}/v1", process, log)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+@dataclass(frozen=True)
+class Process:
+    """A line of the kernel's list of processes."""
+
+    pid: int
+    name: str
+    parent: int
+    session: int
+
+
+def living() -> Iterator[Process]:
+    """All processes of the machine."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            stat = (folder / "stat").read_text()
+            name, _, fields = stat.partition("(")[2].rpartition(")")
+            state, parent, _, session = fields.split()[:4]
+            if state != "Z":
+                yield Process(int(folder.name), name, int(parent), int(session))
+
+
+def processes(server: Server) -> list[Process]:
+    """The server's: its watching process and, in a session of its own, those that serve."""
+    watcher = server.process.pid
+    sessions = {watcher} | {one.session for one in living() if one.parent == watcher}
+    return [one for one in living() if one.session in sessions]
+
+
+def named(server: Server, name: str) -> list[int]:
+    """The server's processes whose name begins like this."""
+    return [one.pid for one in processes(server) if one.name.startswith(name)]
+
+
+def wait_for_end(server: Server, before: list[Process]) -> int:
+    """The server's exit code, with none left of what ran before and its port closed."""
+    code = server.process.wait(END_SECONDS)
+    sessions = {one.session for one in before}
+    deadline = time.monotonic() + 10
+    while left := [one for one in living() if one.session in sessions]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    with pytest.raises(OSError, match="refused"):
+        http.client.HTTPConnection(urlsplit(server.root).netloc, timeout=5).connect()
+    return code
+
+
+@pytest.fixture(scope="module")
+def camera_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with an allow-list and an API key."""
+    log = tmp_path_factory.mktemp("camera_server") / "log"
+    with own_server(log, *CAMERA_FLAGS) as server:
+        wait_until_up(server)
+        yield server
+
+
+def test_a_camera_on_the_allow_list_is_asked_with_the_key(camera_server: Server) -> None:
+    key = {"Authorization": f"Bearer {API_KEY}"}
+    with camera() as address:
+        sent = Sent(INSPECTIONS, {"images": [f"{address}/200", good_uri()]}, headers=key)
+        first, second = ask(camera_server, sent).data["data"]
+    assert first["score"] == second["score"]
+
+
+def test_the_page_says_what_this_server_answered(camera_server: Server) -> None:
+    title, rows, answers = bad_input_table.camera_section(camera_server)
+    assert [answer.status for answer in answers] == [row.status for row in rows]
+    assert bad_input_table.table(title, rows, answers) in bad_input_table.PAGE.read_text()
+
+
+def test_ctrl_c_ends_every_process_while_a_client_is_served(camera_server: Server) -> None:
+    key = {"Authorization": f"Bearer {API_KEY}"}
+    endless = chat(image(good_uri()), QUESTION, max_tokens=3000, ignore_eos=True)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(ask, camera_server, Sent(endless.path, endless.body, headers=key))
+        time.sleep(1)
+        before = processes(camera_server)
+        os.killpg(camera_server.process.pid, signal.SIGINT)
+        code = wait_for_end(camera_server, before)
+    assert "process of the server died" not in camera_server.log.read_text()
+    assert code == 0
+
+
+def test_sigterm_ends_every_process_of_a_server_that_starts(tmp_path: Path) -> None:
+    with own_server(tmp_path / "log", *CAMERA_FLAGS) as server:
+        deadline = time.monotonic() + 120
+        while not named(server, "VLLM::Engine") and time.monotonic() < deadline:
+            time.sleep(0.2)
+        before = processes(server)
+        server.process.terminate()
+        assert wait_for_end(server, before) == 0
+    assert "process of the server died" not in server.log.read_text()
+
+
+def test_a_killed_worker_ends_the_server_with_a_message_and_a_code(tmp_path: Path) -> None:
+    with own_server(tmp_path / "log", "nano", "--dtype", "float32", "--enforce-eager") as server:
+        wait_until_up(server)
+        connection = http.client.HTTPConnection(urlsplit(server.root).netloc, timeout=60)
+        body = chat(image(good_uri()), QUESTION, stream=True, max_tokens=3000, ignore_eos=True).body
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        response = connection.getresponse()
+        assert response.readline().startswith(b"data: {")
+        [worker] = named(server, "VLLM::Worker")
+        before = processes(server)
+        os.kill(worker, signal.SIGKILL)
+        assert b'"error"' in response.read()
+        assert wait_for_end(server, before) == 1
+    last = [line for line in server.log.read_text().splitlines() if line.startswith("looktwice:")]
+    assert last == [
+        "looktwice: a process of the server died and the server has ended; the log above says why "
+        "(often the machine's memory was full). Start the server again"
+    ]
