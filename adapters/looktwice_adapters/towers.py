@@ -27,13 +27,16 @@ class TowerConfig:
     grid: int = 27
     neighbours: int = 0  # tokens that each is compared with; 0: no deviations are appended
     rarity: bool = False  # standardise stages, append absolute deviations and rarity (timm only)
+    evidence: bool = False  # with rarity: final tokens are deviations and rarity of all stages
+    components: tuple[int, ...] = ()  # principal components kept of each stage, with rarity
 
     @classmethod
     def from_dict(cls, section: dict[str, Any]) -> "TowerConfig":
         """Read the `tower` part of an `anomaly_expert` section; unknown keys raise TypeError."""
         values = dict(section)
-        if "levels" in values:
-            values["levels"] = tuple(values["levels"])
+        for name in ("levels", "components"):
+            if name in values:
+                values[name] = tuple(values[name])
         return cls(**values)
 
 
@@ -79,7 +82,8 @@ def rarity(tokens: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     best, nearest = likeness.topk(neighbours, dim=-1)  # (B, N, K)
     share = torch.zeros_like(likeness).scatter_(2, nearest, 1 / neighbours)
     deviation = tokens - share @ tokens
-    length = deviation.square().mean(-1).sqrt().clamp_min(1e-4)  # (B, N)
+    # The floor keeps rounding errors of an even crop out of the logarithm.
+    length = (deviation.square().mean(-1) + LENGTH_FLOOR**2).sqrt()  # (B, N)
     first, mean = 1 - best[..., 0], 1 - best.mean(-1)
     columns = (length, length.log(), _z(length, 0.05), 3 * first, 3 * mean, _z(mean, 0.02))
     return deviation, torch.stack(columns, dim=-1)
@@ -92,11 +96,15 @@ def _z(values: Tensor, floor: float) -> Tensor:
 
 
 RARITY = 6  # statistics of `rarity`
+LENGTH_FLOOR = 0.01  # of standardised channels; real surfaces deviate by 0.3 and more
 RARITY_WEIGHT = 4.0  # so few channels among hundreds would be learned slowly
 
 
-def enriched(stages: list[Tensor], neighbours: int) -> list[Tensor]:
-    """Each stage's tokens with their deviations, and the rarity seen at all stages.
+def enriched(stages: list[Tensor], neighbours: int) -> tuple[list[Tensor], Tensor]:
+    """Each stage's tokens with their deviations, and the evidence of all stages as final tokens.
+
+    The final tokens tell how a place deviates, not what it shows: from them the score head learns
+    fewer pictures by heart, and what it has learnt holds for others.
 
     Args:
         stages: L tensors (B, N, C_l), standardised.
@@ -104,23 +112,19 @@ def enriched(stages: list[Tensor], neighbours: int) -> list[Tensor]:
 
     Returns:
         L tensors (B, N, 4 C_l + RARITY * L): the tokens, their deviation from the crop's mean, from
-        their most similar tokens, the latter's absolute value, and the rarity of every stage.
+        their most similar tokens, the latter's absolute value, and the rarity of every stage; and
+        (B, N, sum of C_l + RARITY * L): absolute deviations and rarity of every stage.
     """
     compared = [rarity(tokens, neighbours) for tokens in stages]
     statistics = RARITY_WEIGHT * torch.cat([columns for _, columns in compared], dim=-1)
-    return [
+    sizes = [deviation.abs() for deviation, _ in compared]
+    levels = [
         torch.cat(
-            (
-                tokens,
-                tokens - tokens.mean(1, keepdim=True),
-                deviation,
-                deviation.abs(),
-                statistics,
-            ),
-            dim=-1,
+            (tokens, tokens - tokens.mean(1, keepdim=True), deviation, size, statistics), dim=-1
         )
-        for tokens, (deviation, _) in zip(stages, compared, strict=True)
+        for tokens, (deviation, _), size in zip(stages, compared, sizes, strict=True)
     ]
+    return levels, torch.cat((*sizes, statistics), dim=-1)
 
 
 class TimmTower(nn.Module):
@@ -140,6 +144,9 @@ class TimmTower(nn.Module):
             if config.rarity:  # of each stage's channels, over the training pictures
                 self.register_buffer(f"mean_{index}", torch.zeros(channels))
                 self.register_buffer(f"std_{index}", torch.ones(channels))
+            if config.components:
+                kept = torch.eye(channels, config.components[index])
+                self.register_buffer(f"components_{index}", kept)
         self.requires_grad_(False)
         self.eval()
 
@@ -150,10 +157,18 @@ class TimmTower(nn.Module):
     @property
     def level_sizes(self) -> tuple[int, ...]:
         """Channels of the levels that `forward` returns."""
-        channels = self.network.feature_info.channels()
+        channels = self.config.components or self.network.feature_info.channels()
         if self.config.rarity:
             return tuple(4 * size + RARITY * len(channels) for size in channels)
         return tuple(size * (3 if self.config.neighbours else 1) for size in channels)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the final tokens that `forward` returns."""
+        channels = self.config.components or self.network.feature_info.channels()
+        if self.config.evidence:
+            return sum(channels) + RARITY * len(channels)
+        return self.level_sizes[-1]
 
     @torch.no_grad()
     def stages(self, pixels: Tensor) -> list[Tensor]:
@@ -165,23 +180,31 @@ class TimmTower(nn.Module):
         ]
 
     @torch.no_grad()
-    def levels(self, stages: list[Tensor]) -> list[Tensor]:
-        """Levels of the stages' tokens: standardised and compared, as the configuration says."""
+    def tokens(self, stages: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Levels and final tokens of the stages' tokens, compared as the configuration says."""
         if self.config.rarity:
-            standard = [
-                (tokens - self.get_buffer(f"mean_{index}")) / self.get_buffer(f"std_{index}")
-                for index, tokens in enumerate(stages)
-            ]
-            return enriched(standard, self.config.neighbours)
+            levels, evidence = enriched(self.standard(stages), self.config.neighbours)
+            return levels, evidence if self.config.evidence else levels[-1]
         if self.config.neighbours:
-            return [with_deviations(tokens, self.config.neighbours) for tokens in stages]
-        return stages
+            stages = [with_deviations(tokens, self.config.neighbours) for tokens in stages]
+        return stages, stages[-1]
+
+    @torch.no_grad()
+    def standard(self, stages: list[Tensor]) -> list[Tensor]:
+        """The stages' tokens by each channel's mean and deviation, projected where configured."""
+        tokens = [
+            (stage - self.get_buffer(f"mean_{index}")) / self.get_buffer(f"std_{index}")
+            for index, stage in enumerate(stages)
+        ]
+        if not self.config.components:
+            return tokens
+        return [part @ self.get_buffer(f"components_{index}") for index, part in enumerate(tokens)]
 
     def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
         """Tokens of crops normalised as SigLIP's are, (x / 255 - 0.5) / 0.5.
 
         Returns:
-            L levels (B, N, C_l), N = grid * grid, and the deepest level again as final tokens.
+            L levels (B, N, C_l), N = grid * grid, and the final tokens (B, N, C): all stages'
+            evidence where configured, else the deepest level again.
         """
-        levels = self.levels(self.stages(pixels))
-        return levels, levels[-1]
+        return self.tokens(self.stages(pixels))

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy
 from tqdm import tqdm
 
 from looktwice_adapters.calibration import calibrate
@@ -29,7 +28,8 @@ from looktwice_adapters.datasets import (
 )
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
-from looktwice_adapters.losses import dice_loss, focal_loss
+from looktwice_adapters.losses import dice_loss, focal_loss, image_loss
+from looktwice_adapters.towers import TimmTower, enriched
 from looktwice_adapters.train.features import (
     TOWER,
     Shard,
@@ -59,7 +59,8 @@ class ExpertTraining:
     focal_weight: float = 10.0
     dice_weight: float = 1.0
     peak_weight: float = 0.5
-    feature_noise: float = 0.1  # of a channel's standard deviation, against learning by heart
+    follow_weight: float = 0.05  # of the head's distance to the map's own verdict
+    feature_noise: float = 0.1  # at most, in standard deviations, against learning by heart
     average: float = 0.995  # of the running average of the weights
     seed: int = 0
 
@@ -90,11 +91,11 @@ class Averaged(nn.Module):
         return self.expert.eval()
 
 
-def expert_config(training: ExpertTraining, sizes: tuple[int, ...]) -> ExpertConfig:
+def expert_config(training: ExpertTraining, tower: TimmTower) -> ExpertConfig:
     """Sizes of an expert on the tower's levels."""
     return ExpertConfig(
-        level_sizes=sizes,
-        hidden_size=sizes[-1],
+        level_sizes=tower.level_sizes,
+        hidden_size=tower.hidden_size,
         embed_size=training.embed_size,
         key_size=training.key_size,
         head_size=training.embed_size,
@@ -103,11 +104,16 @@ def expert_config(training: ExpertTraining, sizes: tuple[int, ...]) -> ExpertCon
 
 
 def standardise(expert: AnomalyExpert, shards: list[Shard]) -> None:
-    """Give the tower each channel's mean and deviation over some shards' tokens."""
+    """Give the tower each channel's mean and deviation over some shards, and their components."""
     for index in range(len(TOWER.levels)):
         tokens = torch.cat([shard.tokens[index][::5].float().flatten(0, 1) for shard in shards])
-        expert.tower.get_buffer(f"mean_{index}").copy_(tokens.mean(0))
-        expert.tower.get_buffer(f"std_{index}").copy_(tokens.std(0).clamp_min(1e-3))
+        mean, std = tokens.mean(0), tokens.std(0).clamp_min(1e-3)
+        expert.tower.get_buffer(f"mean_{index}").copy_(mean)
+        expert.tower.get_buffer(f"std_{index}").copy_(std)
+        standard = (tokens - mean) / std
+        _, directions = torch.linalg.eigh(standard.T @ standard)  # by growing variance
+        kept = directions.flip(1)[:, : TOWER.components[index]]
+        expert.tower.get_buffer(f"components_{index}").copy_(kept)
 
 
 @torch.no_grad()
@@ -117,32 +123,42 @@ def undecided(expert: AnomalyExpert) -> None:
     expert.negative_embedding.copy_(expert.positive_embedding + difference)
 
 
-def expert_loss(expert: AnomalyExpert, batch: Shard, training: ExpertTraining) -> Tensor:
+def noisy(tokens: list[Tensor], training: ExpertTraining, step: int) -> list[Tensor]:
+    """Tokens with some Gaussian noise, by seed and step alone."""
+    chance = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
+    amount = training.feature_noise * torch.rand((), generator=chance)
+    return [part + amount * torch.randn(part.shape, generator=chance) for part in tokens]
+
+
+def expert_loss(expert: AnomalyExpert, batch: Shard, training: ExpertTraining, step: int) -> Tensor:
     """The loss of some images' scores and maps."""
-    levels = expert.tower.levels(batch.tokens)
-    output = expert(levels, levels[-1], batch.crops_per_image)
+    tokens = noisy(expert.tower.standard(batch.tokens), training, step)
+    levels, final = enriched(tokens, TOWER.neighbours)
+    output = expert(levels, final, batch.crops_per_image)
     significance = output.significance.clamp(EDGE, 1 - EDGE)  # (B, h, w)
     known = ~batch.masks.isnan()
     truth = (batch.masks[known] > COVERED).float()  # (tokens,)
     shown = significance[known]
     both = torch.stack((1 - shown, shown), dim=1)
     labels = batch.labels.float()
-    peaks = torch.stack(
-        [
-            crops.flatten().topk(6).values.mean()
-            for crops in significance.split(batch.crops_per_image)
-        ]
-    )
+    peaks = torch.stack([peak(crops) for crops in significance.split(batch.crops_per_image)])
     return (
-        binary_cross_entropy(output.score.clamp(EDGE, 1 - EDGE), labels)
-        + training.peak_weight * binary_cross_entropy(peaks, labels)
+        image_loss(output.logit, labels)
+        + training.peak_weight * image_loss(peaks, labels)
+        + training.follow_weight * (output.logit - peaks.detach()).square().mean()
         + training.focal_weight * focal_loss(both, truth)
         + training.dice_weight * dice_loss(shown[None], truth[None])
     )
 
 
+def peak(significance: Tensor) -> Tensor:
+    """Mean logit of the most significant 2 % of an image's tokens: what its map says of it."""
+    logit = torch.logit(significance.flatten())
+    return logit.topk(max(1, len(logit) // 50)).values.mean()
+
+
 def batch_at(step: int, shards: list[Shard], training: ExpertTraining) -> Shard:
-    """The pairs of one step, by seed and step alone, some noise on their tokens."""
+    """The pairs of one step, by seed and step alone."""
     rng = np.random.default_rng([training.seed, step])
     parts = [shards[rng.integers(len(shards))] for _ in range(min(training.pairs, 4))]
     share = max(1, training.pairs // len(parts))
@@ -163,20 +179,6 @@ def joined(parts: list[Shard]) -> Shard:
     )
 
 
-def with_noise(batch: Shard, expert: AnomalyExpert, training: ExpertTraining, step: int) -> Shard:
-    """The batch with Gaussian noise on its tokens, in parts of each channel's deviation."""
-    chance = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
-    noisy = [
-        tokens
-        + training.feature_noise
-        * torch.rand((), generator=chance)
-        * expert.tower.get_buffer(f"std_{index}")
-        * torch.randn(tokens.shape, generator=chance)
-        for index, tokens in enumerate(batch.tokens)
-    ]
-    return replace(batch, tokens=noisy)
-
-
 def train_expert(
     shards: list[Shard],
     weights: Path,
@@ -188,7 +190,7 @@ def train_expert(
     """Train on shards; what comes back has the averaged weights and no calibration yet."""
     torch.manual_seed(training.seed)
     tower = frozen_tower(weights)
-    expert = AnomalyExpert(expert_config(training, tower.level_sizes))
+    expert = AnomalyExpert(expert_config(training, tower))
     expert.tower.network.load_state_dict(tower.network.state_dict())
     undecided(expert)
     standardise(expert, shards[:8])
@@ -199,8 +201,7 @@ def train_expert(
 
     def loss_at(step: int) -> Tensor:
         averaged.follow(step)
-        batch = with_noise(batch_at(step, shards, training), expert, training, step)
-        return expert_loss(expert, batch, training)
+        return expert_loss(expert, batch_at(step, shards, training), training, step)
 
     run.train(loss_at, "expert")
     averaged.follow(schedule.steps)

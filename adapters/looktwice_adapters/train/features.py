@@ -36,7 +36,14 @@ from looktwice_adapters.train.pictures import open_library, part_of
 from looktwice_adapters.train.tower import load_lite0
 
 TOWER = TowerConfig(
-    name="tf_efficientnet_lite0", levels=(3, 4, 5), final=5, grid=14, neighbours=5, rarity=True
+    name="tf_efficientnet_lite0",
+    levels=(3, 4, 5),
+    final=5,
+    grid=14,
+    neighbours=5,
+    rarity=True,
+    evidence=True,
+    components=(40, 64, 96),
 )
 REAL_SCENES = 0.15  # share of the made-up defects that are put into the data sets' pictures
 KEPT_TILES = 2  # crops of the grid that are kept beside the base view
