@@ -47,9 +47,9 @@ class Facts:
         return list(dict.fromkeys(self.positions))[:MAX_PLACES]
 
     @property
-    def places(self) -> str:
-        """The named places in the words and order of the facts sentence."""
-        return ", ".join(self.named)
+    def here(self) -> str:
+        """The place of the strongest region."""
+        return self.positions[0]
 
 
 def finding(facts: Facts) -> str:
@@ -58,12 +58,14 @@ def finding(facts: Facts) -> str:
         return "The inspection found nothing unusual."
     if facts.verdict == "undecided":
         if facts.positions:
-            return f"{UNDECIDED} The most suspicious place: {facts.named[0]}."
+            return f"{UNDECIDED} The most suspicious place: {facts.here}."
         return UNDECIDED
     if not facts.positions:
         return f"The features of the picture are {facts.adverb} suspicious."
     count = len(facts.positions)
-    return f"The inspection found {count} suspicious region{'s' * (count > 1)}: {facts.places}."
+    if count == 1:
+        return f"The inspection found 1 suspicious region: {facts.here}."
+    return f"The inspection found {count} suspicious regions, the strongest: {facts.here}."
 
 
 def _defect(facts: Facts, rng: random.Random) -> str:
@@ -73,7 +75,7 @@ def _defect(facts: Facts, rng: random.Random) -> str:
         other = "the picture looks normal."
         return rng.choice((f"No. {finding(facts)}", f"No, {other}"))
     if facts.positions and rng.random() < 0.3:
-        return f"Yes, something is wrong here: {facts.places}."
+        return f"Yes, something is wrong here: {facts.here}."
     return f"Yes. {finding(facts)}"
 
 
@@ -83,7 +85,7 @@ def _fine(facts: Facts, rng: random.Random) -> str:
     if facts.verdict == "normal":
         return rng.choice((f"Yes. {finding(facts)}", "Yes, the picture looks normal."))
     if facts.positions and rng.random() < 0.3:
-        return f"No, something is wrong here: {facts.places}."
+        return f"No, something is wrong here: {facts.here}."
     return f"No. {finding(facts)}"
 
 
@@ -101,8 +103,8 @@ def _where(facts: Facts, rng: random.Random) -> str:
     if not facts.positions:
         return f"{finding(facts)} The anomaly map shows where."
     if len(facts.positions) == 1:
-        return f"The suspicious region is here: {facts.places}."
-    return f"The suspicious regions are here: {facts.places}."
+        return f"The suspicious region is here: {facts.here}."
+    return f"The strongest of the suspicious regions is here: {facts.here}."
 
 
 def _count(facts: Facts, rng: random.Random) -> str:
@@ -141,7 +143,7 @@ def _advice(facts: Facts, rng: random.Random) -> str:
         return f"{UNDECIDED} Take another picture, or let a person decide."
     if not facts.positions:
         return "Set the part aside and let a person check it."
-    return f"Set the part aside and check it here: {facts.places}."
+    return f"Set the part aside and check it here: {facts.here}."
 
 
 def _reference(facts: Facts, rng: random.Random) -> str:
@@ -168,9 +170,7 @@ def _why(facts: Facts, rng: random.Random) -> str:
     against = f"the reference {facts.reference}" if facts.reference else "a normal part"
     if not facts.positions:
         return f"Because its features are {facts.adverb} suspicious."
-    if len(facts.positions) == 1:
-        return f"Because this region does not look like {against}: {facts.places}."
-    return f"Because these regions do not look like {against}: {facts.places}."
+    return f"Because this region does not look like {against}: {facts.here}."
 
 
 def _kind(facts: Facts, rng: random.Random) -> str:
@@ -256,7 +256,7 @@ def answer_place(facts: Facts, asked: str) -> str:
 
 
 def _about(ordinal: str, facts: Facts) -> str:
-    where = f": {facts.places}" if facts.verdict == "anomalous" and facts.positions else ""
+    where = f": {facts.here}" if facts.verdict == "anomalous" and facts.positions else ""
     return f"The {ordinal} picture is {facts.verdict}{where}."
 
 

@@ -77,7 +77,7 @@ def draw_facts(rng: random.Random, *, stated: bool = True) -> Facts:
     verdict = rng.choices(verdicts, (10, 8, 1))[0]
     reference = rng.choice(REFERENCES) if rng.random() < 0.3 else None
     most = {"anomalous": 1, "normal": 0, "undecided": rng.choice((0, 1))}[verdict]
-    if verdict == "anomalous" and rng.random() < 0.5:
+    if verdict == "anomalous" and rng.random() < 0.6:
         most = rng.choice((2, 2, 3, 3, 4, 5, 6, rng.randint(7, 50)))
     positions = tuple(rng.choice(list(PLACES)) for _ in range(most))
     return Facts(verdict, positions, adverb, reference)
@@ -133,6 +133,14 @@ def _turns_about(
             topic, question, reply = _several_pictures_turn(pictures, rng, split)
         turns.append(Turn(question, reply, () if index else tuple(pictures), topic))
     return turns
+
+
+def make_series(rng: random.Random, split: Split = "train") -> Dialogue:
+    """A conversation of one question about each of several pictures, sent one after another."""
+    turns: list[Turn] = []
+    for _ in range(rng.randint(3, 6)):
+        turns += _turns_about([draw_facts(rng, stated=rng.random() < 0.85)], 1, rng, split)
+    return Dialogue(tuple(turns))
 
 
 def make_dialogue(

@@ -11,6 +11,7 @@ from typing import Literal
 
 Split = Literal["train", "held_out"]
 HELD_OUT_EVERY = 8
+DEMANDS = {"yes_no": "defect", "no_yes": "fine"}  # topics that wrap a question of another one
 
 THINGS = """part object item product piece component surface sample workpiece unit bottle cable
 capsule carpet grid hazelnut leather nut pill screw tile toothbrush transistor board zipper cookie
@@ -342,33 +343,26 @@ TEMPLATES: dict[str, list[str]] = {
         "Anything {place}?",
         "What about the area {place}?",
     ],
+    # {question} is one of "defect"; in "no_yes" one of "fine".
     "yes_no": [
-        "Is there {a_defect}? [Answer|Reply] [yes or no|with yes or no|only yes or no].",
-        "Is {this} {thing} {defective}? [Yes or no|Just yes or no|Answer yes or no]?",
-        "Yes or no: is there {a_defect}?",
-        "Does {this} {thing} have {a_defect}? [Answer|Reply] with yes or no[ only|].",
-        "Are there any {defects}? Answer in one word.",
-        "[Answer|Reply] [yes or no|with yes or no|only yes or no]: is {this} {thing} {defective}?",
-        "Is there any defect in the object? Please answer yes or no.",
-        "Just yes or no: any {defects}?",
-        "Is {this} {picture} {defective}? [Yes or no|Answer yes or no only].",
-        "Can you {find} {a_defect}? Yes or no?",
-        "Yes or no: is {this} {thing} {defective}?",
-        "{a_defect}, yes or no?",
+        "{question} [Answer|Reply] [yes or no|with yes or no|only yes or no].",
+        "Yes or no: {question}",
+        "{question} Yes or no?",
+        "{question} Answer in one word.",
+        "[Answer|Reply] [yes or no|with yes or no|only with yes or no]: {question}",
+        "{question} [Just|Only|Simply] yes or no[ please|].",
+        "Please answer yes or no. {question}",
+        "Just yes or no: {question}",
     ],
     "no_yes": [
-        "Is {this} {thing} {fine}? [Answer|Reply] [yes or no|with yes or no|only yes or no].",
-        "Yes or no: is {this} {thing} {fine}?",
-        "Is it {fine}? Answer in one word.",
-        "[Answer|Reply] [yes or no|with yes or no|only yes or no]: is {this} {thing} {fine}?",
-        "Is {this} {picture} normal? [Yes or no|Just yes or no|Answer yes or no].",
-        "Does {this} {thing} look {fine}? Please answer yes or no.",
-        "Just yes or no: is it {fine}?",
-        "Can I use {this} {thing}? Yes or no?",
-        "Is {this} {thing} {fine}? Yes or no?",
-        "[May|Can|Should] I [ship|accept|keep] {this} {thing}? [Yes or no|Answer yes or no]?",
-        "{fine}, yes or no?",
-        "Does {this} {thing} pass? Answer yes or no.",
+        "{question} [Answer|Reply] [yes or no|with yes or no|only yes or no].",
+        "Yes or no: {question}",
+        "{question} Yes or no?",
+        "{question} Answer in one word.",
+        "[Answer|Reply] [yes or no|with yes or no|only with yes or no]: {question}",
+        "{question} [Just|Only|Simply] yes or no[ please|].",
+        "Please answer yes or no. {question}",
+        "Just yes or no: {question}",
     ],
     "one_word": [
         "Answer with one word: normal or anomalous.",
@@ -536,6 +530,8 @@ def sentence_case(text: str) -> str:
 
 def ask(topic: str, rng: random.Random, split: Split = "train", **given: str) -> str:
     """One way to ask about a topic of TEMPLATES."""
+    if topic in DEMANDS:
+        given = {"question": fill(rng.choice(templates(DEMANDS[topic], split)), rng), **given}
     text = sentence_case(fill(rng.choice(templates(topic, split)), rng, **given))
     if topic in ("yes_no", "no_yes", "one_word"):  # the demand must stay the last thing said
         return text.lower() if rng.random() < 0.2 else text

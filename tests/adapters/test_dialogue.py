@@ -9,6 +9,7 @@ from looktwice_adapters.answers import ONE_PICTURE_TOPICS, PLACES, Facts, answer
 from looktwice_adapters.dialogue import (
     draw_facts,
     make_dialogue,
+    make_series,
     messages,
     picture_prefix,
     to_llava,
@@ -45,7 +46,7 @@ def test_hundreds_of_held_out_ways_to_ask_which_training_never_uses():
 def test_every_template_becomes_a_plain_sentence(topic):
     for template in TEMPLATES[topic]:
         for rng in rngs(20):
-            text = fill(template, rng, place="at the top")
+            text = fill(template, rng, place="at the top", question="Is it OK?")
             assert not re.search(r"[\[\]{}|]|  ", text), template
 
 
@@ -80,16 +81,16 @@ def test_numbers_references_and_adverbs_come_from_the_facts():
             assert "the reference" not in said
 
 
-def test_places_are_listed_as_in_the_facts_sentence():
+def test_of_several_regions_the_strongest_is_named():
     facts = Facts("anomalous", ("top", "left", "top", "right", "bottom"))
     said = answer("count", facts, random.Random(0))
-    assert said == "The inspection found 5 suspicious regions: top, left, right."
+    assert said == "The inspection found 5 suspicious regions, the strongest: top."
     assert "5 regions: top, left, right." in picture_prefix(facts)
 
 
 def test_several_pictures_are_answered_one_by_one_under_one_yes_or_no():
     assert answer_several("defect", [GOOD, SCRATCHED]) == (
-        "Yes. The first picture is normal. The second picture is anomalous: bottom left, center."
+        "Yes. The first picture is normal. The second picture is anomalous: bottom left."
     )
     assert answer_several("fine", [GOOD, GOOD]).startswith("Yes. The first picture is normal.")
     assert answer_several("which", [GOOD, GOOD]).startswith("None. ")
@@ -106,6 +107,12 @@ def test_the_facts_stand_between_the_picture_and_the_question():
 def test_verdict_and_adverb_are_drawn_independently():
     drawn = {(facts.verdict, facts.adverb) for facts in map(draw_facts, rngs(400))}
     assert {(v, a) for v in ("normal", "anomalous") for a in ("slightly", "highly")} <= drawn
+
+
+def test_a_series_asks_once_about_each_picture():
+    dialogue = make_series(random.Random(0))
+    assert all(len(turn.pictures) == 1 for turn in dialogue.turns)
+    assert len(dialogue.pictures) >= 3
 
 
 def test_conversations_are_the_same_for_the_same_seed_and_alternate():

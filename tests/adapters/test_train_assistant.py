@@ -15,6 +15,7 @@ from looktwice_adapters.train.assistant import (
     Assistant,
     AssistantTraining,
     Batches,
+    RandomPicture,
     SeenPicture,
     picture_sequences,
     text_sequences,
@@ -77,11 +78,12 @@ def test_layout_is_the_published_order(case):
     assert found == [code for code in case["sequence"] if code >= -1]  # text is below -1000
 
 
-def test_replies_are_supervised_and_nothing_else(tokenizer, assistant):
+def test_replies_are_supervised_and_nothing_else(tokenizer):
     writer = SequenceWriter(tokenizer)
     for seed in range(20):
-        sequence = text_sequences(writer, 256)(random.Random(seed))
         dialogue = make_dialogue(random.Random(seed))
+        pictures = [RandomPicture(torch.zeros(3, 256), 2, 1)] * len(dialogue.pictures)
+        sequence = writer.write(dialogue, pictures)
         supervised = [i for i in sequence.labels if i != IGNORED]
         said = tokenizer.decode(supervised).split("<|im_end|>")[:-1]
         assert said == [turn.reply for turn in dialogue.turns]

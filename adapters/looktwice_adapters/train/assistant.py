@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessor
 
 from looktwice_adapters.answers import Facts
-from looktwice_adapters.dialogue import Dialogue, Turn, make_dialogue
+from looktwice_adapters.dialogue import Turn, make_dialogue, make_series
 from looktwice_adapters.expert import weighted_mean
 from looktwice_adapters.qformer import QFormer
 from looktwice_adapters.selector import select_tokens
@@ -43,6 +43,7 @@ from looktwice_adapters.train.tokenizer import kept_tokenizer
 from looktwice_adapters.train.tower import read_pictures
 
 KEY_SIZE = 512  # of the selector's attention, as published
+SERIES = 0.4  # share of long series of short pictures in the first stage
 FIRST_WORD = 4.0  # weight of a reply's first token, in which the question is understood
 POOL = 8  # batches that are drawn together and sorted by length, to waste less on padding
 
@@ -174,13 +175,13 @@ def text_sequences(writer: SequenceWriter, width: int) -> MakeSequence:
 
     def picture(rng: random.Random) -> RandomPicture:
         generator = torch.Generator().manual_seed(rng.getrandbits(40))
-        before, behind = rng.randint(1, 12), rng.randint(1, 7)
+        before, behind = rng.choice(((1, 1), (2, 2), (9, 5)))
         scale = 0.02 * 4 ** rng.random()
         rows = torch.randn(before + behind, width, generator=generator) * scale
         return RandomPicture(rows, before, behind)
 
     def make(rng: random.Random) -> Sequence:
-        dialogue: Dialogue = make_dialogue(rng)
+        dialogue = make_series(rng) if rng.random() < SERIES else make_dialogue(rng)
         return writer.write(dialogue, [picture(rng) for _ in dialogue.pictures])
 
     return make
