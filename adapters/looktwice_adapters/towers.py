@@ -79,8 +79,12 @@ def rarity(tokens: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     directions = normalize(tokens, dim=-1)
     likeness = directions @ directions.transpose(1, 2)  # (B, N, N)
     likeness.diagonal(dim1=1, dim2=2).fill_(-2)
-    best, nearest = likeness.topk(neighbours, dim=-1)  # (B, N, K)
-    share = torch.zeros_like(likeness).scatter_(2, nearest, 1 / neighbours)
+    best, nearest = likeness.topk(neighbours + 1, dim=-1)  # (B, N, K + 1)
+    # The last neighbour fades in above the first that is none, so that rounding cannot choose
+    # between two of equal likeness; where all are equal, so are their weights.
+    weight = ((best[..., :-1] - best[..., -1:]) / TIE).clamp_max(1) + TIE
+    best, weight = best[..., :-1], weight / weight.sum(-1, keepdim=True)
+    share = torch.zeros_like(likeness).scatter_(2, nearest[..., :-1], weight)
     deviation = tokens - share @ tokens
     # The floor keeps rounding errors of an even crop out of the logarithm.
     length = (deviation.square().mean(-1) + LENGTH_FLOOR**2).sqrt()  # (B, N)
@@ -96,7 +100,8 @@ def _z(values: Tensor, floor: float) -> Tensor:
 
 
 RARITY = 6  # statistics of `rarity`
-LENGTH_FLOOR = 0.01  # of standardised channels; real surfaces deviate by 0.3 and more
+LENGTH_FLOOR = 0.01  # of standardised channels
+TIE = 1e-3  # difference of cosine similarities up to which two neighbours are about equal
 RARITY_WEIGHT = 4.0  # so few channels among hundreds would be learned slowly
 
 

@@ -179,13 +179,20 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         tower = self.section.config.tower
         if tower.name != "llm":
             tokens = self._image_pixels_to_features(self.vision_tower, pixels)
-            levels, final = self.anomaly_expert.tower(pixels)
-            return tokens, self.anomaly_expert(levels, final, counts)
+            return tokens, self.anomaly_expert(*self._own_features(pixels, counts), counts)
         layers = [*tower.levels, tower.final]
         stacked = self.vision_tower(pixels, select_layers=layers, feature_select_strategy="full")
         *levels, tokens = stacked.chunk(len(layers), dim=-1)
         output = self.anomaly_expert([level.float() for level in levels], tokens.float(), counts)
         return tokens, output
+
+    def _own_features(self, pixels: Tensor, counts: list[int]) -> tuple[list[Tensor], Tensor]:
+        """Levels and final tokens of the expert's own tower."""
+        # Image by image: a convolution rounds differently in another batch, and a picture's score
+        # must not depend on whose pictures are inspected beside it.
+        looks = [self.anomaly_expert.tower(crops) for crops in pixels.split(counts)]
+        levels = [torch.cat(level) for level in zip(*(look[0] for look in looks), strict=True)]
+        return levels, torch.cat([look[1] for look in looks])
 
     def _prompts(
         self, tokens: Tensor, output: ExpertOutput, counts: list[int]
