@@ -139,44 +139,47 @@ class Reference:
         )
         return network.eval()
 
-    def own_levels(self, pixels: Tensor) -> list[Tensor]:
-        """The tokens (B, N, C_l) of the expert's own network, beside what they deviate by."""
+    def own_tokens(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Levels (B, N, C_l) and final tokens (B, N, C) of the expert's own network."""
         side = (self.tower["grid"],) * 2
         stages = [
             interpolate(stage, side, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
             for stage in self.network(pixels)
         ]
-        if self.tower.get("rarity"):
-            stages = [
-                (stage - self.expert.state[f"tower.mean_{i}"]) / self.expert.state[f"tower.std_{i}"]
-                for i, stage in enumerate(stages)
-            ]
-        crops = [
-            self._crop_levels([stage[crop] for stage in stages]) for crop in range(len(pixels))
-        ]
-        return [torch.stack(level) for level in zip(*crops, strict=True)]
+        for i in range(len(stages)):
+            stages[i] = (stages[i] - self.own(f"mean_{i}")) / self.own(f"std_{i}")
+            if self.tower.get("components"):
+                stages[i] = stages[i] @ self.own(f"components_{i}")
+        crops = [self._compared(list(crop)) for crop in zip(*stages, strict=True)]
+        *levels, evidence = (torch.stack(level) for level in zip(*crops, strict=True))
+        return levels, evidence if self.tower.get("evidence") else levels[-1]
 
-    def _crop_levels(self, stages: list[Tensor]) -> list[Tensor]:
-        """The levels (N, C_l) of one crop."""
+    def own(self, name: str) -> Tensor:
+        return self.expert.state[f"tower.{name}"]
+
+    def _compared(self, stages: list[Tensor]) -> list[Tensor]:
+        """The levels (N, C_l) of one crop, and the evidence (N, C) of all of them."""
         deviations, statistics = [], []
         for tokens in stages:
             unit = tokens / tokens.norm(dim=-1, keepdim=True)
             likeness = (unit @ unit.T).fill_diagonal_(-2)
-            best, nearest = likeness.topk(self.tower["neighbours"])
-            deviation = tokens - tokens[nearest].mean(1)
-            deviations.append(deviation)
-            length = (deviation**2).mean(1).sqrt().clamp_min(1e-4)
+            ordered, order = likeness.sort(descending=True)
+            count = self.tower["neighbours"]
+            best, beyond = ordered[:, :count], ordered[:, count, None]
+            weight = torch.minimum((best - beyond) / 1e-3, torch.tensor(1.0)) + 1e-3
+            alike = (tokens[order[:, :count]] * weight[..., None]).sum(1) / weight.sum(1)[:, None]
+            deviations.append(tokens - alike)
+            length = (((tokens - alike) ** 2).mean(1) + 0.01**2).sqrt()
             first, mean = 1 - best[:, 0], 1 - best.mean(1)
             z_length = (length - length.mean()) / (length.std() + 0.05)
             z_mean = (mean - mean.mean()) / (mean.std() + 0.02)
             statistics += [length, length.log(), z_length, 3 * first, 3 * mean, z_mean]
-        levels = []
-        for tokens, deviation in zip(stages, deviations, strict=True):
-            parts = [tokens, tokens - tokens.mean(0), deviation]
-            if self.tower.get("rarity"):
-                parts += [deviation.abs(), 4 * torch.stack(statistics, dim=-1)]
-            levels.append(torch.cat(parts, dim=-1))
-        return levels
+        rarity = 4 * torch.stack(statistics, dim=-1)
+        levels = [
+            torch.cat((tokens, tokens - tokens.mean(0), away, away.abs(), rarity), dim=-1)
+            for tokens, away in zip(stages, deviations, strict=True)
+        ]
+        return [*levels, torch.cat((*(away.abs() for away in deviations), rarity), dim=-1)]
 
     def see(self, picture: Image.Image) -> Seen:
         """Score, map and embeddings of one picture."""
@@ -195,8 +198,7 @@ class Reference:
         if self.tower is None:
             levels, final = [hidden[layer] for layer in (7, 13, 19, 25)], hidden[26]
         else:
-            levels = self.own_levels(pixels)
-            final = levels[-1]
+            levels, final = self.own_tokens(pixels)
         expert = self.expert
         significance = expert.significance(levels, final)
         own = torch.stack(
