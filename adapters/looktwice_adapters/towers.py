@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+# Depthwise convolutions on a CPU are over four times as fast with the channels last.
+LAYOUT = torch.channels_last
+
 
 @dataclass(frozen=True)
 class TowerConfig:
@@ -144,7 +147,7 @@ class TimmTower(nn.Module):
             pretrained=pretrained,
             features_only=True,
             out_indices=tuple(level - 1 for level in config.levels),
-        )
+        ).to(memory_format=LAYOUT)
         for index, channels in enumerate(self.network.feature_info.channels()):
             if config.rarity:  # of each stage's channels, over the training pictures
                 self.register_buffer(f"mean_{index}", torch.zeros(channels))
@@ -181,7 +184,7 @@ class TimmTower(nn.Module):
         grid = (self.config.grid, self.config.grid)
         return [
             interpolate(stage, grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
-            for stage in self.network(pixels.float())
+            for stage in self.network(pixels.float().contiguous(memory_format=LAYOUT))
         ]
 
     @torch.no_grad()
