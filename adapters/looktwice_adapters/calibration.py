@@ -1,8 +1,9 @@
 """Calibration of an expert: raw scores and maps with their labels -> scales and biases.
 
-Platt's scaling (logistic regression on the logit) with both classes weighted alike, so that the
-threshold 0.5 is fair to each, however many of either the data holds. The map's scale is fitted on
-pixels; its bias puts 0.5 where few pixels of normal parts reach: a good part must not glow.
+Platt's scaling (logistic regression) on the head's logit and the map's peak, both classes of every
+set weighted alike, so that the threshold 0.5 is fair to each. Departs from the paper, which scores
+with the head alone. The map's scale is fitted on pixels; its bias puts 0.5 where few normal
+pictures reach: a good part must not glow.
 """
 
 import numpy as np
@@ -22,43 +23,74 @@ def logits(probabilities: Tensor) -> NDArray[np.float64]:
     return np.asarray(torch.logit(probabilities.double(), 1e-7).numpy(), np.float64)
 
 
-def platt(values: NDArray[np.float64], labels: NDArray[np.bool_]) -> tuple[float, float]:
-    """Scale and bias of sigmoid(scale * value + bias), classes weighted alike, scale positive."""
-    fitted = LogisticRegression(class_weight="balanced", C=10.0, max_iter=1000)
-    fitted.fit(values[:, None], labels)
-    scale = max(float(fitted.coef_[0, 0]), SMALLEST_SCALE)
-    return scale, float(fitted.intercept_[0])
+def balanced_weights(labels: NDArray[np.bool_], sets: NDArray[np.str_]) -> NDArray[np.float64]:
+    """Weights such that every set counts alike, and in it both classes."""
+    weights = np.zeros(len(labels))
+    for name in np.unique(sets):
+        for label in (False, True):
+            chosen = (sets == name) & (labels == label)
+            weights[chosen] = 1 / max(int(chosen.sum()), 1)
+    return weights * len(labels) / weights.sum()
 
 
-def balanced_threshold(values: NDArray[np.float64], labels: NDArray[np.bool_]) -> float:
-    """The value with the best mean of both classes' accuracies, the middle of ties."""
-    candidates = np.unique(values)
-    middles = (candidates[1:] + candidates[:-1]) / 2
-    if not len(middles):
-        return float(candidates[0])
-    found = np.array([(values[labels] >= m).mean() + (values[~labels] < m).mean() for m in middles])
-    return float(np.median(middles[found >= found.max() - 1e-9]))
+def platt(
+    values: NDArray[np.float64], labels: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
+    """Scales, none negative, and bias of sigmoid(values @ scales + bias).
+
+    Args:
+        values: (n, features); a feature that speaks against its meaning is left out.
+        labels: (n,)
+        weights: (n,)
+    """
+    scales = np.zeros(values.shape[1])
+    used = np.ones(values.shape[1], np.bool_)
+    while True:
+        fitted = LogisticRegression(C=10.0, max_iter=1000)
+        fitted.fit(values[:, used], labels, sample_weight=weights)
+        found = fitted.coef_[0]
+        if (found >= SMALLEST_SCALE).all() or used.sum() == 1:
+            break
+        used[np.flatnonzero(used)[found.argmin()]] = False
+    scales[used] = np.maximum(found, SMALLEST_SCALE)
+    return scales, float(fitted.intercept_[0])
 
 
 def calibrate(
-    scores: Tensor, labels: NDArray[np.bool_], peaks: Tensor, pixels: Tensor, covered: Tensor
+    scores: Tensor,
+    significant: Tensor,
+    labels: NDArray[np.bool_],
+    sets: NDArray[np.str_],
+    peaks: Tensor,
+    pixels: Tensor,
+    covered: Tensor,
 ) -> Calibration:
-    """Fit all four numbers.
+    """Fit all five numbers.
 
     Args:
         scores: (images,) raw scores in [0, 1].
+        significant: (images,) the maps' `peak_logit`.
         labels: (images,) whether anomalous.
+        sets: (images,) the name of each picture's data set.
         peaks: (images,) highest value of each picture's stitched map, before calibration.
         pixels: (pixels,) values of stitched maps, of normal and of masked pictures.
         covered: (pixels,) whether the mask covers them.
 
     Returns:
-        Score: Platt's. Map: scale by the pixels; bias such that GLOW of the normal pictures have
-        no region, or, where that is lower, the threshold that tells both classes' peaks best apart.
+        The map's bias is such that GLOW of the normal pictures (sets weighted alike) have no
+        region.
     """
-    score_scale, score_bias = platt(logits(scores), labels)
-    map_scale, _ = platt(logits(pixels), covered.numpy().astype(np.bool_))
-    tops = logits(peaks)
-    quiet = float(np.quantile(tops[~labels], GLOW))
-    cut = min(quiet, balanced_threshold(tops, labels))
-    return Calibration(score_scale, score_bias, map_scale, -map_scale * cut)
+    weights = balanced_weights(labels, sets)
+    values = np.stack((logits(scores), significant.double().numpy()), axis=1)
+    (score_scale, peak_scale), score_bias = platt(values, labels, weights)
+    truth = covered.numpy().astype(np.bool_)
+    (map_scale,), _ = platt(
+        logits(pixels)[:, None], truth, balanced_weights(truth, np.full(len(truth), "pixels"))
+    )
+    tops = np.sort(logits(peaks)[~labels])
+    order = np.argsort(logits(peaks)[~labels])
+    share = np.cumsum(weights[~labels][order])
+    cut = float(tops[np.searchsorted(share, GLOW * share[-1])])
+    return Calibration(
+        float(score_scale), score_bias, float(map_scale), float(-map_scale * cut), float(peak_scale)
+    )

@@ -16,6 +16,14 @@ from looktwice_adapters.qformer import QFormer
 from looktwice_adapters.selector import cell_significance, select_tokens
 from looktwice_adapters.towers import TimmTower, TowerConfig
 
+PEAK_SHARE = 0.05  # of an image's tokens
+
+
+def peak_logit(significance: Tensor) -> Tensor:
+    """Mean logit () of the most significant 5 % of an image's tokens (B, h, w)."""
+    logit = torch.logit(significance.float().flatten(), 1e-6)
+    return logit.topk(max(1, round(PEAK_SHARE * len(logit)))).values.mean()
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -25,10 +33,22 @@ class Calibration:
     score_bias: float = 0.0
     map_scale: float = 1.0
     map_bias: float = 0.0
+    peak_scale: float = 0.0  # weight of the map's peak in the score; 0: the head alone
 
-    def score(self, raw: Tensor) -> Tensor:
-        """Calibrated score of the head's raw score in [0, 1]."""
-        return torch.sigmoid(self.score_scale * torch.logit(raw, 1e-7) + self.score_bias)
+    def score(self, raw: Tensor, significance: Tensor | None = None) -> Tensor:
+        """Calibrated score () of one image.
+
+        Args:
+            raw: () the head's score in [0, 1].
+            significance: (B, h, w) of all its crops, asked for where `peak_scale` is not 0: the
+                paper scores with the head alone; a small head follows its own map too loosely.
+        """
+        logit = self.score_scale * torch.logit(raw, 1e-7) + self.score_bias
+        if self.peak_scale:
+            if significance is None:
+                raise ValueError("this calibration needs the image's significance maps")
+            logit = logit + self.peak_scale * peak_logit(significance)
+        return torch.sigmoid(logit)
 
     def map(self, significance: Tensor) -> Tensor:
         """Calibrated map of the significance in [0, 1]."""

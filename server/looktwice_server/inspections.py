@@ -199,7 +199,7 @@ class Inspections:
         ).view(record["shape"])
         width, height = crops.size
         raw = torch.tensor(record["score"])
-        score = float(self._calibration.score(raw.double()))
+        score = float(self._calibration.score(raw.double(), significance))
         anomaly_map = self._calibration.map(
             stitch(
                 significance,

@@ -10,7 +10,7 @@ from looktwice_adapters.checkpoint import load_expert
 from looktwice_adapters.datasets import AnyRes
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import ExpertConfig
-from looktwice_adapters.towers import TimmTower, enriched, rarity
+from looktwice_adapters.towers import TimmTower, rarity
 from looktwice_adapters.train.expert import ExpertTraining, save_expert, train_expert
 from looktwice_adapters.train.features import (
     TOWER,
@@ -68,10 +68,13 @@ def test_a_token_unlike_all_others_is_the_rarest():
     assert statistics[0, 3, 0] * 8**0.5 <= others[others > 0].max()
 
 
-def test_enriched_levels_have_the_widths_that_the_tower_tells():
+def test_tokens_have_the_widths_that_the_tower_tells():
     tower = TimmTower(TOWER)
     stages = [torch.randn(1, 196, size) for size in tower.network.feature_info.channels()]
-    assert tuple(level.shape[-1] for level in enriched(stages, 5)) == tower.level_sizes
+    levels, final = tower.tokens(stages)
+    assert tuple(level.shape[-1] for level in levels) == tower.level_sizes
+    assert final.shape == (1, 196, tower.hidden_size)
+    assert torch.equal(levels[0][..., -18:], final[..., -18:])  # rarity of all stages
 
 
 def test_a_shard_holds_pairs_whose_second_is_defective(shards):
@@ -106,8 +109,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(shards, weights, tmp_path, mo
 def test_training_tells_the_pictures_it_saw_apart(shards, weights, tmp_path):
     expert = train_expert(shards[:1], weights, TRAINING, schedule(40), tmp_path)
     with torch.no_grad():
-        levels = expert.tower.levels([level.float() for level in shards[0].tokens])
-        output = expert(levels, levels[-1], shards[0].crops_per_image)
+        tokens = expert.tower.tokens([level.float() for level in shards[0].tokens])
+        output = expert(*tokens, shards[0].crops_per_image)
     covered = shards[0].masks > 0.5
     assert output.significance[covered].mean() > 1.5 * output.significance[~covered].mean()
 
@@ -132,7 +135,10 @@ def test_calibration_puts_the_threshold_between_the_classes():
     labels = np.array([False] * 60 + [True] * 20)
     scores = torch.from_numpy(1 / (1 + np.exp(-rng.normal(np.where(labels, 6, 3), 0.5))))
     pixels = torch.from_numpy(1 / (1 + np.exp(-rng.normal(np.repeat([-5, -1], 500), 1))))
-    fitted = calibrate(scores, labels, scores, pixels, torch.arange(1000) >= 500)
+    sets = np.array(["one", "two"] * 40)
+    silent = torch.zeros(80)
+    fitted = calibrate(scores, silent, labels, sets, scores, pixels, torch.arange(1000) >= 500)
+    assert fitted.peak_scale == 0
     said = (fitted.score(scores) >= 0.5).numpy()
     assert (said == labels).mean() > 0.97
     quiet = (fitted.map(scores) < 0.5).numpy()

@@ -66,19 +66,20 @@ class Detector:
         return cls(expert, anyres)
 
     @torch.inference_mode()
-    def raw(self, picture: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """Uncalibrated score () and significance map (H, W) of a picture (H, W, 3)."""
+    def raw(self, picture: NDArray[np.uint8]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a picture (H, W, 3): raw score (), crops' significance (B, h, w), stitched (H, W)."""
         crops = self.anyres.crops(picture)
         levels, final = self.expert.tower((crops.float() / 255 - 0.5) / 0.5)
         output = self.expert(levels, final, [len(crops)])
         height, width = picture.shape[:2]
         canvas = self.anyres.canvas((height, width))
         grid = (canvas[0] // self.anyres.side, canvas[1] // self.anyres.side)
-        return output.score[0], stitch(output.significance, grid, (width, height), self.anyres.side)
+        whole = stitch(output.significance, grid, (width, height), self.anyres.side)
+        return output.score[0], output.significance, whole
 
     def judge(self, picture: NDArray[np.uint8]) -> Judgement:
         """Calibrated score and anomaly map of a picture (H, W, 3)."""
-        score, significance = self.raw(picture)
+        score, significance, whole = self.raw(picture)
         calibration = self.expert.config.calibration
-        calibrated = calibration.map(significance).numpy().astype(np.float32)
-        return Judgement(float(calibration.score(score.double())), calibrated)
+        calibrated = calibration.map(whole).numpy().astype(np.float32)
+        return Judgement(float(calibration.score(score.double(), significance)), calibrated)

@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -27,7 +26,7 @@ from looktwice_adapters.datasets import (
     read_product,
 )
 from looktwice_adapters.evaluate.detector import Detector
-from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
+from looktwice_adapters.expert import AnomalyExpert, ExpertConfig, peak_logit
 from looktwice_adapters.losses import dice_loss, focal_loss, image_loss
 from looktwice_adapters.towers import TimmTower, enriched
 from looktwice_adapters.train.features import (
@@ -250,50 +249,49 @@ def save_expert(expert: AnomalyExpert, folder: Path) -> str:
     return file_hash(path)
 
 
-def calibration_data(
-    detector: Detector, folders: tuple[Path, ...], limit: int, seed: int
-) -> tuple[Tensor, NDArray[np.bool_], Tensor, Tensor, Tensor]:
-    """What `calibrate` takes, from at most `limit` test pictures of each class of each product."""
-    rng = np.random.default_rng(seed)
-    samples = [
-        read_product(folder, name)[index]
-        for root in folders
-        for name, folder in products(root).items()
-        for index in _drawn(read_product(folder, name), limit, rng)
-    ]
-    scores, peaks, pixels, covered = [], [], [], []
-    for sample in tqdm(samples, desc="calibration", unit="image"):
-        picture = read_image(sample.path)
-        score, anomaly_map = detector.raw(picture)
-        scores.append(score)
-        peaks.append(anomaly_map.max())
-        mask = read_mask(sample, (anomaly_map.shape[0], anomaly_map.shape[1]))
-        if mask is not None:
-            pixels.append(anomaly_map[4::8, 4::8].flatten())
-            covered.append(torch.from_numpy(mask[4::8, 4::8].copy()).flatten())
-    labels = np.array([sample.anomalous for sample in samples])
-    return torch.stack(scores), labels, torch.stack(peaks), torch.cat(pixels), torch.cat(covered)
-
-
-def _drawn(samples: list[Sample], limit: int, rng: np.random.Generator) -> list[int]:
-    chosen: list[int] = []
-    for anomalous in (False, True):
-        of_class = [
-            index
-            for index, sample in enumerate(samples)
-            if sample.split == "test" and sample.anomalous == anomalous
-        ]
-        chosen += [int(index) for index in rng.permutation(of_class)[:limit]]
-    return chosen
-
-
 def calibrated(
     expert: AnomalyExpert, folders: tuple[Path, ...], limit: int, seed: int
 ) -> AnomalyExpert:
-    """The expert with its calibration fitted on the data sets' pictures."""
-    data = calibration_data(Detector(expert, AnyRes()), folders, limit, seed)
-    expert.config = replace(expert.config, calibration=calibrate(*data))
+    """The expert with its calibration fitted on test pictures of data sets.
+
+    At most `limit` pictures of each class of each product are drawn, by seed.
+    """
+    detector, rng = Detector(expert, AnyRes()), np.random.default_rng(seed)
+    named = [
+        (root.name, sample)
+        for root in folders
+        for name, folder in products(root).items()
+        for sample in _drawn(read_product(folder, name), limit, rng)
+    ]
+    scores, significant, peaks, pixels, covered = [], [], [], [], []
+    for _, sample in tqdm(named, desc="calibration", unit="image"):
+        score, significance, whole = detector.raw(read_image(sample.path))
+        scores.append(score)
+        significant.append(peak_logit(significance))
+        peaks.append(whole.max())
+        mask = read_mask(sample, (whole.shape[0], whole.shape[1]))
+        if mask is not None:
+            pixels.append(whole[4::8, 4::8].flatten())
+            covered.append(torch.from_numpy(mask[4::8, 4::8].copy()).flatten())
+    fitted = calibrate(
+        torch.stack(scores),
+        torch.stack(significant),
+        np.array([sample.anomalous for _, sample in named]),
+        np.array([root for root, _ in named]),
+        torch.stack(peaks),
+        torch.cat(pixels),
+        torch.cat(covered),
+    )
+    expert.config = replace(expert.config, calibration=fitted)
     return expert
+
+
+def _drawn(samples: list[Sample], limit: int, rng: np.random.Generator) -> list[Sample]:
+    chosen: list[Sample] = []
+    for anomalous in (False, True):
+        of_class = [s for s in samples if s.split == "test" and s.anomalous == anomalous]
+        chosen += [of_class[index] for index in rng.permutation(len(of_class))[:limit]]
+    return chosen
 
 
 @click.command("expert")
