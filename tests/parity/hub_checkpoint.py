@@ -137,6 +137,6 @@ def spread_scores(state: dict[str, Tensor], logits: list[float]) -> None:
     ordered = sorted(logits)
     third = len(ordered) // 3
     low, middle, high = ordered[third - 1], ordered[len(ordered) // 2], ordered[-third]
-    scale = 1.6 / min(middle - low, high - middle)  # sigmoid(+-1.6) = 0.83, 0.17
+    scale = 1.1 / min(middle - low, high - middle)  # sigmoid(+-1.1) = 0.75, 0.25
     state["final_predictor.2.weight"] *= scale
     state["final_predictor.2.bias"] = (state["final_predictor.2.bias"] - middle) * scale

@@ -250,7 +250,7 @@ def forgetful_server(tmp_path_factory):
     log = tmp_path_factory.mktemp("forgetful") / "log"
     with running_server(
         log,
-        *("nano", "--dtype", "float32", "--api-server-count", "2", "--max-model-len", "2048"),
+        *("nano", "--dtype", "float32", "--api-server-count", "2", "--enforce-eager"),
         LOOKTWICE_FINDINGS_CACHED="1",
         LOOKTWICE_EMBEDDINGS_CACHED_MB="1",
     ) as running:
