@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from looktwice_adapters.anomaly_prompt import Adverb
-from looktwice_adapters.facts import MAX_PLACES, Verdict
+from looktwice_adapters.facts import MAX_PLACES, Verdict, facts_sentence
 from looktwice_adapters.questions import ORDINALS
 
 # In questions; answers list places as the facts sentence does.
@@ -162,6 +162,12 @@ def _summary(facts: Facts, rng: random.Random) -> str:
     return f"The picture is {facts.verdict}. {finding(facts)}"
 
 
+def _quote(facts: Facts, rng: random.Random) -> str:
+    if not facts.stated:
+        return finding(facts)
+    return facts_sentence(facts.verdict, facts.positions, facts.reference).strip()
+
+
 def _why(facts: Facts, rng: random.Random) -> str:
     if facts.verdict == "normal":
         return "Because nothing in the picture stands out."
@@ -209,6 +215,7 @@ _TOPICS = {
     "reference": _reference,
     "picture": _picture,
     "summary": _summary,
+    "quote": _quote,
     "why": _why,
     "kind": _kind,
     "yes_no": _yes_no,

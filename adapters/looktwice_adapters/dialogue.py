@@ -38,7 +38,15 @@ SYSTEMS = [
     "You are a chatbot of the plant. Today is Monday. Only answer what you know.",
 ]
 # How often each topic about one picture is asked, against 1 for the others.
-WEIGHTS = {"defect": 9.0, "fine": 7.0, "where": 4.0, "summary": 4.0, "yes_no": 2.0, "no_yes": 2.0}
+WEIGHTS = {
+    "defect": 9.0,
+    "fine": 7.0,
+    "where": 4.0,
+    "summary": 4.0,
+    "yes_no": 2.0,
+    "no_yes": 2.0,
+    "quote": 6.0,
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def draw_facts(rng: random.Random, *, stated: bool = True) -> Facts:
     verdict = rng.choices(verdicts, (10, 8, 1))[0]
     reference = rng.choice(REFERENCES) if rng.random() < 0.3 else None
     most = {"anomalous": 1, "normal": 0, "undecided": rng.choice((0, 1))}[verdict]
-    if verdict == "anomalous" and rng.random() < 0.6:
+    if verdict == "anomalous" and rng.random() < 0.7:
         most = rng.choice((2, 2, 3, 3, 4, 5, 6, rng.randint(7, 50)))
     positions = tuple(rng.choice(list(PLACES)) for _ in range(most))
     return Facts(verdict, positions, adverb, reference)

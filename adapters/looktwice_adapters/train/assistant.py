@@ -43,7 +43,7 @@ from looktwice_adapters.train.tokenizer import kept_tokenizer
 from looktwice_adapters.train.tower import read_pictures
 
 KEY_SIZE = 512  # of the selector's attention, as published
-SERIES = 0.4  # share of long series of short pictures in the first stage
+SERIES = 0.7  # share of long series of short pictures in the first stage
 FIRST_WORD = 4.0  # weight of a reply's first token, in which the question is understood
 POOL = 8  # batches that are drawn together and sorted by length, to waste less on padding
 

@@ -25,7 +25,7 @@ class Schedule:
     warmup: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
-    save_every: int = 200
+    save_every: int = 100
     log_every: int = 20
 
     def factor(self, step: int) -> float:
