@@ -1,6 +1,6 @@
 """Declare the two operators that `import torchvision` needs, where its C++ extension cannot load.
 
-A CPU torch beside the package index's torchvision wheel (built against CUDA) is such a pair. PyTorch
+A CPU torch beside the stock torchvision wheel (built against CUDA) is such a pair. PyTorch
 calls `declare` in every process through its documented `torch.backends` entry point.
 """
 

@@ -71,7 +71,7 @@ def take_looks(
 ) -> list[Look]:
     """Tokens of `count` random parts of the pictures."""
     rng, looks = random.Random(seed), []
-    config, crop = model.config, model.config.vision_config.image_size
+    config = model.config
     for _ in tqdm(range(count), desc="looks", unit="picture"):
         image = random_picture(pictures, rng)
         crops = processor(image, return_tensors="pt")["pixel_values"][0]
