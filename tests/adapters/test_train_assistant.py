@@ -134,11 +134,11 @@ def test_the_significance_is_highest_where_the_facts_say():
 
 
 def test_a_run_learns_and_an_interrupted_one_ends_the_same(tokenizer, assistant, tmp_path):
-    make = text_sequences(SequenceWriter(tokenizer), 256)
+    batches = Batches(text_sequences(SequenceWriter(tokenizer), 256), AssistantTraining())
     start = {name: value.clone() for name, value in assistant.state_dict().items()}
     schedule = Schedule(6, 2e-3, warmup=2, save_every=3, log_every=1)
     assistant.llm_q_former.requires_grad_(False)
-    train_assistant(assistant, make, schedule, tmp_path / "whole", False)
+    train_assistant(assistant, batches, schedule, tmp_path / "whole", False)
     whole = {name: value.clone() for name, value in assistant.state_dict().items()}
     losses = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "log.jsonl").open()]
     assert losses[-1] < losses[0]
@@ -149,11 +149,10 @@ def test_a_run_learns_and_an_interrupted_one_ends_the_same(tokenizer, assistant,
         with torch.autocast("cpu", torch.bfloat16):
             return assistant.loss(batches(step))
 
-    batches = Batches(make, AssistantTraining())
     assistant.load_state_dict(start)
     with pytest.raises(KeyboardInterrupt):
         Run(assistant, schedule, tmp_path / "cut").train(power_cut, "cut")
-    train_assistant(assistant, make, schedule, tmp_path / "cut", True)
+    train_assistant(assistant, batches, schedule, tmp_path / "cut", True)
     for name, value in assistant.state_dict().items():
         torch.testing.assert_close(value, whole[name], msg=name)
 
@@ -175,5 +174,5 @@ def test_answers_are_read_by_their_first_word_and_first_place(text, yes, place):
 def test_agreement_counts_a_wrong_yes_and_a_wrong_place():
     agreement = Agreement()
     check(agreement, "defect", SCRATCHED, "Is there a defect?", "No. It is at the top.")
-    check(agreement, "where", SCRATCHED, "Where?", "The suspicious region is at the bottom left.")
+    check(agreement, "where", SCRATCHED, "Where?", "The suspicious region is here: bottom left.")
     assert agreement.shares() == {"yes_no": 0.0, "place": 0.5, "exact": 0.5}

@@ -228,10 +228,13 @@ class Batches:
 
 
 def train_assistant(
-    assistant: Assistant, make: MakeSequence, schedule: Schedule, folder: Path, resume: bool
+    assistant: Assistant,
+    batches: Batches,
+    schedule: Schedule,
+    folder: Path,
+    resume: bool,
 ) -> None:
     """Run one stage in its own folder, or go on with it."""
-    batches = Batches(make, AssistantTraining())
     run = Run(assistant, schedule, folder)
     if resume:
         run.resume()
@@ -250,6 +253,11 @@ def train_assistant(
 @click.option("--text-steps", default=2000, show_default=True, help="Steps on text alone.")
 @click.option("--picture-steps", default=800, show_default=True, help="Steps on real pictures.")
 @click.option("--looks", default=600, show_default=True, help="Pictures of the second stage.")
+@click.option(
+    "--expert",
+    type=click.Path(exists=True, path_type=Path),
+    help="Keep the selector of the LLM's tokens of this expert.safetensors; else one is trained.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoints in --out.")
 def assistant(
     tower: Path,
@@ -258,6 +266,7 @@ def assistant(
     text_steps: int,
     picture_steps: int,
     looks: int,
+    expert: Path | None,
     resume: bool,
 ) -> None:
     """Train the small language model to talk about inspections, on made-up ones.
@@ -270,13 +279,18 @@ def assistant(
     student, writer = Assistant(model), SequenceWriter(tokenizer)
     student.llm_q_former.requires_grad_(False)  # text has nothing to select from
     text = text_sequences(writer, len(student.image_newline))
-    train_assistant(student, text, Schedule(text_steps, 2e-3), out / "text", resume)
+    batches = Batches(text, AssistantTraining())
+    train_assistant(student, batches, Schedule(text_steps, 2e-3), out / "text", resume)
 
-    student.llm_q_former.requires_grad_(True)
+    if expert is None:
+        student.llm_q_former.requires_grad_(True)
+    else:
+        take_selector(student, expert)
     seen = kept_looks(model, tower, pictures, looks, out / "looks.pt")
     make = picture_sequences(writer, seen, json.dumps(PINPOINTS))
+    batches = Batches(make, AssistantTraining(batch=6))  # long sequences
     schedule = Schedule(picture_steps, 7e-4, warmup=30)
-    train_assistant(student, make, schedule, out / "pictures", resume)
+    train_assistant(student, batches, schedule, out / "pictures", resume)
     weights = {name: value.contiguous() for name, value in student.state_dict().items()}
     save_file(weights, out / "assistant.safetensors")
     figures = {
@@ -302,6 +316,14 @@ def replier(
         return str(writer.tokenizer.decode(answer[: len(answer) - ended])), ended
 
     return reply
+
+
+def take_selector(student: Assistant, expert: Path) -> None:
+    """Put an expert's selector of the LLM's tokens into the assistant, frozen."""
+    prefix = "llm_q_former."
+    kept = {k.removeprefix(prefix): v for k, v in load_file(expert).items() if prefix in k}
+    student.llm_q_former.load_state_dict(kept)
+    student.llm_q_former.requires_grad_(False)
 
 
 def kept_looks(

@@ -33,7 +33,12 @@ def write_expert(expert: Path, assistant: Path, out: Path) -> None:
     selector = {name: value for name, value in trained.items() if name.startswith(SELECTOR)}
     section = json.loads(expert.with_suffix(".json").read_text())
     section["llm_hidden_size"] = selector[f"{SELECTOR}key_proj.weight"].shape[1]
-    weights = load_file(expert) | selector
+    found = load_file(expert)
+    if expert.parent == out and all(
+        name in found and found[name].equal(value) for name, value in selector.items()
+    ):
+        return  # it is in its place already
+    weights = found | selector
     check_state(weights, ExpertConfig.from_dict(section))
     save_file(weights, out / "expert.safetensors")
     (out / "expert.safetensors").chmod(0o644)
