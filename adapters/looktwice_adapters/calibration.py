@@ -2,8 +2,8 @@
 
 Platt's scaling (logistic regression) on the head's logit and the map's peak, both classes of every
 set weighted alike, so that the threshold 0.5 is fair to each. Departs from the paper, which scores
-with the head alone. The map's scale is fitted on pixels; its bias puts 0.5 where few normal
-pictures reach: a good part must not glow.
+with the head alone. The map's scale is fitted on pixels; its bias lets the map reach 0.5 in as
+many pictures as are judged anomalous, so that verdict and regions go together.
 """
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor
 from looktwice_adapters.expert import Calibration
 
 SMALLEST_SCALE = 0.05
-GLOW = 0.85  # share of normal pictures whose calibrated map stays below 0.5 everywhere
 
 
 def logits(probabilities: Tensor) -> NDArray[np.float64]:
@@ -77,8 +76,8 @@ def calibrate(
         covered: (pixels,) whether the mask covers them.
 
     Returns:
-        The map's bias is such that GLOW of the normal pictures (sets weighted alike) have no
-        region.
+        The map's bias is such that, sets and classes weighted alike, its peak reaches 0.5 in as
+        many pictures as the score does.
     """
     weights = balanced_weights(labels, sets)
     values = np.stack((logits(scores), significant.double().numpy()), axis=1)
@@ -87,10 +86,11 @@ def calibrate(
     (map_scale,), _ = platt(
         logits(pixels)[:, None], truth, balanced_weights(truth, np.full(len(truth), "pixels"))
     )
-    tops = np.sort(logits(peaks)[~labels])
-    order = np.argsort(logits(peaks)[~labels])
-    share = np.cumsum(weights[~labels][order])
-    cut = float(tops[np.searchsorted(share, GLOW * share[-1])])
+    judged = score_scale * values[:, 0] + peak_scale * values[:, 1] + score_bias
+    share = float(np.average(judged >= 0, weights=weights))
+    order = np.argsort(logits(peaks))
+    below = np.cumsum(weights[order]) / weights.sum()
+    cut = float(logits(peaks)[order][min(np.searchsorted(below, 1 - share), len(order) - 1)])
     return Calibration(
         float(score_scale), score_bias, float(map_scale), float(-map_scale * cut), float(peak_scale)
     )

@@ -16,11 +16,11 @@ from looktwice_adapters.qformer import QFormer
 from looktwice_adapters.selector import cell_significance, select_tokens
 from looktwice_adapters.towers import TimmTower, TowerConfig
 
-PEAK_SHARE = 0.05  # of an image's tokens
+PEAK_SHARE = 0.02  # of an image's tokens
 
 
 def peak_logit(significance: Tensor) -> Tensor:
-    """Mean logit () of the most significant 5 % of an image's tokens (B, h, w)."""
+    """Mean logit () of the most significant 2 % of an image's tokens (B, h, w)."""
     logit = torch.logit(significance.float().flatten(), 1e-6)
     return logit.topk(max(1, round(PEAK_SHARE * len(logit)))).values.mean()
 

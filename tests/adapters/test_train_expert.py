@@ -142,5 +142,5 @@ def test_calibration_puts_the_threshold_between_the_classes():
     said = (fitted.score(scores) >= 0.5).numpy()
     assert (said == labels).mean() > 0.97
     quiet = (fitted.map(scores) < 0.5).numpy()
-    assert 0.8 <= quiet[~labels].mean() <= 1.0
+    assert quiet[~labels].mean() > 0.95
     assert (~quiet)[labels].mean() > 0.95
