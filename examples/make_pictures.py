@@ -1,7 +1,7 @@
 """Draw the demo's two pictures: nothing in, good.png and scratched.png beside this file out.
 
-A brushed metal plate with four holes on a dark bench, lit from the upper left; the second one has a
-scratch. Drawn with Pillow from a fixed seed, so that every run gives the same pixels.
+A sheet of brushed metal, lit from the upper left, as a camera above a line sees it; the second one
+has a scratch. Drawn with Pillow from a fixed seed, so that every run gives the same pixels.
 """
 
 import math
@@ -12,11 +12,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 SIZE = 512
 SEED = 7
-PLATE = (56, 72, 456, 440)
-HOLES = [(110, 126), (402, 126), (110, 386), (402, 386)]
-HOLE_RADIUS = 22
 SCRATCH = [(338, 208), (366, 240), (384, 262), (414, 318)]
-"""From the middle of the plate's right half downwards."""
+"""From the middle of the sheet's right half downwards."""
 
 
 def noise(seed: int, width: int, height: int) -> Image.Image:
@@ -41,34 +38,9 @@ def light() -> Image.Image:
     return middle.point(lambda value: 255 - value * 0.32)
 
 
-def bench(seed: int) -> Image.Image:
-    """The dark, slightly mottled ground under the plate."""
-    mottled = noise(seed + 10, SIZE // 4, SIZE // 4).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-    fine = noise(seed + 11, SIZE, SIZE)
-    return Image.blend(mottled, fine, 0.4).point(lambda value: 34 + value * 0.09)
-
-
-def plate_mask() -> Image.Image:
-    """The plate's outline without its holes, anti-aliased."""
-    scale = 4
-    mask = Image.new("L", (SIZE * scale, SIZE * scale), 0)
-    draw = ImageDraw.Draw(mask)
-    draw.rounded_rectangle([scale * edge for edge in PLATE], 26 * scale, fill=255)
-    for x, y in HOLES:
-        draw.circle((x * scale, y * scale), HOLE_RADIUS * scale, fill=0)
-    return mask.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-
-
 def good_part(seed: int = SEED) -> Image.Image:
-    """The plate as it should be; RGB."""
-    mask = plate_mask()
-    shadow = ImageChops.offset(mask, 7, 10).filter(ImageFilter.GaussianBlur(9))
-    ground = Image.composite(Image.new("L", mask.size, 12), bench(seed), shadow)
-    metal = ImageChops.multiply(brushed_metal(seed), light())
-    lit, dark = bevel(mask)
-    metal = Image.composite(Image.new("L", mask.size, 236), metal, lit)
-    metal = Image.composite(Image.new("L", mask.size, 70), metal, dark)
-    grey = Image.composite(metal, ground, mask).filter(ImageFilter.GaussianBlur(0.6))
+    """The sheet as it should be; RGB."""
+    grey = ImageChops.multiply(brushed_metal(seed), light()).filter(ImageFilter.GaussianBlur(0.6))
     sensor = noise(seed + 20, SIZE, SIZE).point(lambda value: 124 + value // 32)
     grey = ImageChops.add(grey, sensor, offset=-128)
     # Slightly cold, as steel under white light.
@@ -77,16 +49,8 @@ def good_part(seed: int = SEED) -> Image.Image:
     )
 
 
-def bevel(mask: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """Where the plate's edges catch the light, and where they turn from it."""
-    soft = mask.filter(ImageFilter.GaussianBlur(1.5))
-    towards = ImageChops.subtract(soft, ImageChops.offset(soft, 2, 2))
-    away = ImageChops.subtract(soft, ImageChops.offset(soft, -2, -2))
-    return towards.point(lambda v: v * 0.8), away.point(lambda v: v * 0.8)
-
-
 def scratched_part(seed: int = SEED) -> Image.Image:
-    """The same plate with a scratch: a dark groove with a bright burr beside it."""
+    """The same sheet with a scratch: a dark groove with a bright burr beside it."""
     part = good_part(seed)
     for offset, value, width in ((0, 30, 4.2), (3, 245, 1.8)):
         groove = scratch_mask(offset, width)
