@@ -13,6 +13,7 @@ from looktwice_server.settings import Settings
 from looktwice_server.supervisor import end_with_parent, is_child, supervise
 
 PLUGINS = ("looktwice", "looktwice_routes")
+COMPILING = ("--no-enforce-eager", "--compilation-config", "-O")  # flags that ask for it
 CHECKOUT_MODELS = Path(__file__).parents[2] / "models"
 
 
@@ -119,10 +120,13 @@ def vllm_arguments(model: str, flags: list[str]) -> Namespace:
     """
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="looktwice serve"))
     args = parser.parse_args([model, *flags])
+    if current_platform.is_cpu() and not any(flag.startswith(COMPILING) for flag in flags):
+        args.enforce_eager = True  # compiling there needs a C++ compiler, and minutes
     ServeSubcommand().validate(args)
     refused = {
         "--trust-request-mm-kwargs": args.trust_request_mm_kwargs,
