@@ -90,7 +90,8 @@ def calibrate(
     share = float(np.average(judged >= 0, weights=weights))
     order = np.argsort(logits(peaks))
     below = np.cumsum(weights[order]) / weights.sum()
-    cut = float(logits(peaks)[order][min(np.searchsorted(below, 1 - share), len(order) - 1)])
+    quantile = min(int(np.searchsorted(below, 1 - share)), len(order) - 1)
+    cut = float(logits(peaks)[order][quantile])
     return Calibration(
         float(score_scale), score_bias, float(map_scale), float(-map_scale * cut), float(peak_scale)
     )
