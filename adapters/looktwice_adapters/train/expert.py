@@ -42,7 +42,7 @@ from looktwice_adapters.train.run import Run, Schedule
 
 KEY_SIZE = 512  # of the selectors' attention in a checkpoint, as published
 COVERED = 0.25  # share of a token from which on it counts as defective
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 3e-3
 CALIBRATION_IMAGES = 40  # of each class of each product
 START = 0.01  # how far apart the two embeddings start; their own size is about 1
 EDGE = 1e-6  # probabilities are kept this far from 0 and 1
@@ -60,7 +60,7 @@ class ExpertTraining:
     peak_weight: float = 0.5
     follow_weight: float = 0.05  # of the head's distance to the map's own verdict
     feature_noise: float = 0.1  # at most, in standard deviations, against learning by heart
-    average: float = 0.995  # of the running average of the weights
+    average: float = 0.985  # of the running average of the weights
     seed: int = 0
 
 
@@ -314,7 +314,7 @@ def _drawn(samples: list[Sample], limit: int, rng: np.random.Generator) -> list[
     help="A data set on which threshold and scales are fitted; may be given several times.",
 )
 @click.option("--shards", default=40, show_default=True, help="Shards of 64 pairs of pictures.")
-@click.option("--steps", default=1000, show_default=True, help="Steps of 8 pairs.")
+@click.option("--steps", default=700, show_default=True, help="Steps of 8 pairs.")
 @click.option("--workers", default=2, show_default=True, help="Processes that draw and encode.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
