@@ -41,6 +41,18 @@ class Encoded(NamedTuple):
     significance: Tensor  # (B, h, w) float32, the crops' maps
 
 
+def exact_pixels(pixels: Tensor) -> Tensor:
+    """Crops (B, 3, S, S) in float32 as they were before vLLM rounded them to half precision.
+
+    The processor resizes in 8 bits and normalises to (x / 255 - 0.5) / 0.5; half precision still
+    tells the 256 levels apart.
+    """
+    if pixels.dtype == torch.float32:
+        return pixels
+    levels = ((pixels.float() / 2 + 0.5) * 255).round()
+    return (levels / 255 - 0.5) / 0.5
+
+
 class EmbeddingCache:
     """The latest images' embeddings, up to a number of bytes: inspected now, talked about next."""
 
@@ -190,7 +202,7 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         """Levels and final tokens of the expert's own tower."""
         # Image by image: a convolution rounds differently in another batch, and a picture's score
         # must not depend on whose pictures are inspected beside it.
-        looks = [self.anomaly_expert.tower(crops) for crops in pixels.split(counts)]
+        looks = [self.anomaly_expert.tower(crops) for crops in exact_pixels(pixels).split(counts)]
         levels = [torch.cat(level) for level in zip(*(look[0] for look in looks), strict=True)]
         return levels, torch.cat([look[1] for look in looks])
 

@@ -135,8 +135,7 @@ def expert_state() -> dict[str, Tensor]:
 def spread_scores(state: dict[str, Tensor], logits: list[float]) -> None:
     """Scale the head so that pictures with these logits get all three adverbs, in place."""
     ordered = sorted(logits)
-    third = len(ordered) // 3
-    low, middle, high = ordered[third - 1], ordered[len(ordered) // 2], ordered[-third]
+    low, middle, high = ordered[1], ordered[len(ordered) // 2], ordered[-2]
     scale = 1.1 / min(middle - low, high - middle)  # sigmoid(+-1.1) = 0.75, 0.25
     state["final_predictor.2.weight"] *= scale
     state["final_predictor.2.bias"] = (state["final_predictor.2.bias"] - middle) * scale

@@ -4,6 +4,7 @@ A convolution rounds differently with another number of threads, another batch o
 A hard choice of the most similar tokens would turn that into another map.
 """
 
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, LlavaOnevisionConfig
@@ -12,6 +13,7 @@ from looktwice_adapters.checkpoint import load_expert
 from looktwice_adapters.expert import ExpertConfig
 from looktwice_adapters.towers import rarity
 from looktwice_server.launch import CHECKOUT_MODELS
+from looktwice_server.model import exact_pixels
 from tests.parity.pictures import draw
 
 NANO = CHECKOUT_MODELS / "nano"
@@ -50,3 +52,11 @@ def test_an_even_crop_has_the_same_rarity_whatever_it_is_rounded_to():
     rounded = even + 1e-6 * torch.randn(even.shape, generator=generator)
     for ours, theirs in zip(rarity(even, 5), rarity(rounded, 5), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_crops_in_half_precision_are_restored_to_the_processors_own(dtype):
+    processor = AutoImageProcessor.from_pretrained(NANO)
+    crops = processor(draw(640, 480, 1), return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(exact_pixels(crops.to(dtype)), crops, atol=2e-7, rtol=0)
+    assert exact_pixels(crops) is crops
