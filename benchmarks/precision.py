@@ -45,8 +45,8 @@ def distances(case: Case, seen: Seen, ours: dict) -> dict[str, float]:
             (ours["embeddings"] - seen.embeddings).norm() / seen.embeddings.norm()
         ).item(),
         "logits of the first token, largest": (ours["logits"][0] - logits).abs().max().item(),
-        "other adverb": float(adverb != seen.adverb),
-        "other first token": float(ours["answer"][0] != logits.argmax().item()),
+        "another adverb": float(adverb != seen.adverb),
+        "another first token": float(ours["answer"][0] != logits.argmax().item()),
     }
 
 
@@ -73,7 +73,7 @@ def measure(count: int) -> None:
         rows = [distances(case, *pair) for pair in zip(case.seen, computed[name], strict=True)]
         for figure in rows[0]:
             values = [row[figure] for row in rows]
-            if figure.startswith("other"):
+            if figure.startswith("another"):
                 print(f"| {name} | {figure} | | {sum(values):.0f} of {count} pictures |")
             else:
                 print(
