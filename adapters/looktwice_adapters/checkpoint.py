@@ -102,9 +102,7 @@ def load_expert(path: str | Path, config: ExpertConfig | None = None) -> Anomaly
     state = read_expert(path)
     config = config or released_config(state)
     check_state(state, config)
-    expert = AnomalyExpert(config)
-    expert.load_state_dict({name: value.float() for name, value in state.items()})
-    return expert.eval().requires_grad_(False)
+    return AnomalyExpert(config).load(state)
 
 
 def file_hash(path: str | Path) -> str:

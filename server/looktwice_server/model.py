@@ -106,7 +106,7 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         state = read_expert(self.section.weights)
         # vLLM reads every .safetensors of the folder: an expert's that lies there is passed over.
         loaded = super().load_weights(pair for pair in weights if pair[0] not in state)
-        self.anomaly_expert.load_state_dict({name: value.float() for name, value in state.items()})
+        self.anomaly_expert.load(state)
         return loaded | {f"anomaly_expert.{name}" for name in state}
 
     def get_mm_mapping(self) -> MultiModelKeys:

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from looktwice_adapters.checkpoint import load_expert
 from looktwice_adapters.datasets import AnyRes
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import ExpertConfig
-from looktwice_adapters.towers import TimmTower, rarity
+from looktwice_adapters.towers import TimmTower, fold, rarity
 from looktwice_adapters.train.expert import ExpertTraining, save_expert, train_expert
 from looktwice_adapters.train.features import (
     TOWER,
@@ -56,6 +57,15 @@ def test_the_tower_is_the_imagenet_network(weights):
     assert [tuple(s.shape[1:]) for s in stages] == [(40, 28, 28), (112, 14, 14), (320, 7, 7)]
     means = [stage.abs().mean().item() for stage in stages]
     assert means == pytest.approx(LITE0_MEANS, rel=1e-4)
+
+
+def test_folded_batch_norms_change_nothing_but_rounding(weights):
+    tower, folded = frozen_tower(weights), copy.deepcopy(frozen_tower(weights))
+    fold(folded.network)
+    pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert not [m for m in folded.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for stage, same in zip(tower.stages(pixels), folded.stages(pixels), strict=True):
+        torch.testing.assert_close(same, stage, rtol=1e-4, atol=1e-4)
 
 
 def test_a_token_unlike_all_others_is_the_rarest():
