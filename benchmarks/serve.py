@@ -198,7 +198,9 @@ def both(model: Path, logs: Path) -> Iterator[tuple[Server, Server, dict[str, fl
         stock = stack.enter_context(stock_server(logs / "stock.log", model))
         seconds["stock"] = round(time.perf_counter() - start, 1)
         start = time.perf_counter()
-        ours = stack.enter_context(running_server(logs / "ours.log", str(model), VLLM_CPU_KVCACHE_SPACE="1"))
+        ours = stack.enter_context(
+            running_server(logs / "ours.log", str(model), VLLM_CPU_KVCACHE_SPACE="1")
+        )
         seconds["ours"] = round(time.perf_counter() - start, 1)
         yield stock, ours, seconds
 

@@ -127,11 +127,18 @@ def find_regions(
             return []
         threshold = PEAK_SHARE * float(anomaly_map.max())
     labels, count = ndimage.label(anomaly_map >= threshold, structure=np.ones((3, 3)))
-    peaks = ndimage.maximum_position(anomaly_map, labels, range(1, count + 1))
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:] / labels.size
     regions = [
-        _region(anomaly_map, float(area), part, peak, size)
-        for area, part, peak in zip(areas, ndimage.find_objects(labels), peaks, strict=True)
+        _region(
+            np.where(labels[part] == label, anomaly_map[part], 0),
+            part,
+            float(area),
+            labels.shape,
+            size,
+        )
+        for label, (area, part) in enumerate(
+            zip(areas, ndimage.find_objects(labels), strict=True), 1
+        )
     ]
     regions.sort(key=lambda region: region.score, reverse=True)
     only_peak = anomaly_map.max() < REGION_THRESHOLD
@@ -139,14 +146,14 @@ def find_regions(
 
 
 def _region(
-    anomaly_map: NDArray[np.float32],
-    area: float,
+    values: NDArray[np.float32],
     bounds: tuple[slice, slice],
-    peak: tuple[int, int],
+    area: float,
+    shape: tuple[int, int],
     size: tuple[int, int],
 ) -> Region:
-    """Describe one connected part of the map in the picture's pixels."""
-    height, width = anomaly_map.shape
+    """Describe one connected part in the picture's pixels, by its values in a map of `shape`."""
+    height, width = shape
     rows, columns = bounds
     scale_x, scale_y = size[0] / width, size[1] / height
     box = (
@@ -155,10 +162,10 @@ def _region(
         min(math.ceil(columns.stop * scale_x), size[0]),
         min(math.ceil(rows.stop * scale_y), size[1]),
     )
-    y, x = peak
+    y, x = np.unravel_index(values.argmax(), values.shape)
     return Region(
         box=box,
-        score=float(anomaly_map[y, x]),
+        score=float(values[y, x]),
         area=area,
-        position=position((x + 0.5) / width, (y + 0.5) / height),
+        position=position((columns.start + x + 0.5) / width, (rows.start + y + 0.5) / height),
     )

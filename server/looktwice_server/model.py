@@ -107,7 +107,7 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         # vLLM reads every .safetensors of the folder: an expert's that lies there is passed over.
         loaded = super().load_weights(pair for pair in weights if pair[0] not in state)
         self.anomaly_expert.load(state)
-        return loaded | {f"anomaly_expert.{name}" for name in state}
+        return loaded | {f"anomaly_expert.{name}" for name in self.anomaly_expert.state_dict()}
 
     def get_mm_mapping(self) -> MultiModelKeys:
         """Which modules are which, for vLLM's LoRA."""

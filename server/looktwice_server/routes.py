@@ -9,6 +9,7 @@ from argparse import Namespace
 from itertools import count
 from typing import Any
 
+import torch
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import State
@@ -194,6 +195,8 @@ class InspectionRoutes:
     ) -> None:
         """Prepare what the routes share."""
         assert engine_client is not None  # given for every task but `render`
+        # Maps and crops are small: a second thread only waits for the core on which the worker is.
+        torch.set_num_threads(1)
         state.looktwice = LookTwice(
             engine_client, state.openai_serving_chat, Settings.from_environment()
         )
