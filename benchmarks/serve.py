@@ -278,6 +278,9 @@ def _cell(values: dict[str, float], scale: float) -> str:
 
 
 def main() -> None:
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:  # tower and expert alone get what the server sets
+        limits = {f"MALLOC_{name}_THRESHOLD_": str(2**30) for name in ("MMAP", "TRIM")}
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | limits)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, default=Path(__file__).parents[1] / "models/nano")
     parser.add_argument("--pairs", type=int, default=30)

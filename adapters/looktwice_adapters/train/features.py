@@ -6,6 +6,7 @@ number alone. Of an image's crops the base view and two others are kept, one of 
 shows most of the defect.
 """
 
+import copy
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from looktwice_adapters.datasets import (
 )
 from looktwice_adapters.scenes import Picture, PictureLibrary, Scene, draw_scene, texture
 from looktwice_adapters.synthesis import DEFECTS, photograph, put_defect
-from looktwice_adapters.towers import TimmTower, TowerConfig
+from looktwice_adapters.towers import TimmTower, TowerConfig, fold
 from looktwice_adapters.train.pictures import open_library, part_of
 from looktwice_adapters.train.tower import load_lite0
 
@@ -43,7 +44,8 @@ TOWER = TowerConfig(
     neighbours=5,
     rarity=True,
     evidence=True,
-    components=(40, 64, 96),
+    components=(40, 64, 96, 10),
+    pixels=True,
 )
 REAL_SCENES = 0.15  # share of the made-up defects that are put into the data sets' pictures
 KEPT_TILES = 2  # crops of the grid that are kept beside the base view
@@ -100,6 +102,13 @@ def frozen_tower(weights: Path) -> TimmTower:
     """EfficientNet-lite0 with its ImageNet weights."""
     tower = TimmTower(TOWER)
     load_lite0(tower, weights)
+    return tower
+
+
+@lru_cache(maxsize=1)
+def _folded_tower(weights: Path) -> TimmTower:
+    tower = copy.deepcopy(frozen_tower(weights))
+    fold(tower.network)
     return tower
 
 
@@ -175,7 +184,7 @@ def make_shard(plan: ShardPlan, number: int) -> Path:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     rng = np.random.default_rng([plan.seed, number])
-    tower, anyres, library = frozen_tower(plan.weights), AnyRes(), _library(plan.pictures)
+    tower, anyres, library = _folded_tower(plan.weights), AnyRes(), _library(plan.pictures)
     tokens, masks, counts = [], [], []
     data = _real(plan.data)
     for _ in range(plan.pairs):
