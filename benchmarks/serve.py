@@ -1,6 +1,8 @@
 """Ours against vLLM's stock LLaVA-OneVision: the same weights, one machine, one run.
 
     python benchmarks/serve.py [--model models/nano] [--pairs 30] [--json out/serve.json]
+    python benchmarks/serve.py --model out/hub-size --expert out/pretrained_expert_05b.pth \
+        --side 384 --first-token  # after benchmarks/hub_size.py
 
 Both servers run side by side and are asked in turn, each time about a picture that neither has
 seen, with prompts of the same number of tokens. vLLM's worker spins on its core for a second after
@@ -10,6 +12,7 @@ JSON.
 
 import argparse
 import base64
+import ctypes
 import io
 import json
 import os
@@ -41,15 +44,16 @@ from tests.serving import Server, running_server, stock_server
 CONCURRENCY = (1, 8, 32)
 TOKENS = 32
 SPIN_SECONDS = 1.2
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 QUESTION = "Is there a defect in this picture, and where is it?"
 _seeds = count()
 
 
-def picture(width: int = 448, height: int = 448) -> str:
+def picture(side: int) -> str:
     """A picture that nobody has seen yet, as a data URI."""
     generator = np.random.default_rng(next(_seeds))
-    ramp = np.linspace(60, 190, width)[None, :, None]
-    pixels = np.clip(ramp + generator.normal(0, 12, (height, width, 3)), 0, 255).astype(np.uint8)
+    ramp = np.linspace(60, 190, side)[None, :, None]
+    pixels = np.clip(ramp + generator.normal(0, 12, (side, side, 3)), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -103,12 +107,12 @@ class Chat:
         raise RuntimeError("the stream ended without a token")
 
 
-def same_length(stock: Chat, ours: Chat) -> dict[str, int]:
+def same_length(stock: Chat, ours: Chat, side: int) -> dict[str, int]:
     """Lengthen the stock prompt until both have the same number of tokens."""
-    uri = picture()
+    uri = picture(side)
     plain, with_prompt = stock.complete(uri, 1), ours.complete(uri, 1)
     stock.words = with_prompt - plain
-    if stock.complete(picture(), 1) != with_prompt:
+    if stock.complete(picture(side), 1) != with_prompt:
         raise RuntimeError("the filler word is not one token in this tokenizer")
     return {"stock": plain, "ours": with_prompt}
 
@@ -119,32 +123,35 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": round(middle, 4), "q1": round(low, 4), "q3": round(high, 4)}
 
 
-def alternate(pairs: int, one: Callable[[str], float], other: Callable[[str], float], name: str):
+def alternate(
+    pictures: list[str], one: Callable[[str], float], other: Callable[[str], float], name: str
+):
     """Medians of two measurements taken in turn, and the median of their ratios."""
     ones, others = [], []
-    for turn in tqdm(range(pairs), desc=name, unit="pair"):
+    for turn, uri in enumerate(tqdm(pictures, desc=name, unit="pair")):
         order = ((one, ones), (other, others))
         for measure, into in order if turn % 2 else reversed(order):
-            uri = picture()
             time.sleep(SPIN_SECONDS)
             into.append(measure(uri))
     ratios = [b / a for a, b in zip(ones, others, strict=True)]
     return {"first": spread(ones), "second": spread(others), "ratio": spread(ratios)}
 
 
-def throughput(ask: Callable[[str], object], concurrency: int, requests: int) -> float:
+def throughput(ask: Callable[[str], object], concurrency: int, uris: list[str]) -> float:
     """Requests a second with so many under way."""
-    uris = [picture() for _ in range(requests)]
     time.sleep(SPIN_SECONDS)
     start = time.perf_counter()
     with ThreadPoolExecutor(concurrency) as pool:
         list(pool.map(ask, uris))
-    return requests / (time.perf_counter() - start)
+    return len(uris) / (time.perf_counter() - start)
 
 
 def alone(model: Path) -> Callable[[str], float]:
     """Image tower and expert in plain torch, one thread as the worker has: seconds a picture."""
     torch.set_num_threads(1)
+    libc = ctypes.CDLL(None)  # what `looktwice serve` sets for its processes
+    libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
     config = AutoConfig.from_pretrained(model)
     section = dict(config.anomaly_expert)
     weights = model / section.pop("weights")
@@ -190,67 +197,76 @@ def memory(server: Server) -> dict[str, float]:
 
 
 @contextmanager
-def both(model: Path, logs: Path) -> Iterator[tuple[Server, Server, dict[str, float]]]:
+def both(
+    model: Path, expert: Path | None, logs: Path
+) -> Iterator[tuple[Server, Server, dict[str, float]]]:
     """The stock server and ours, and how long each took to start."""
     seconds = {}
+    flags = [] if expert is None else ["--expert", str(expert)]
     with ExitStack() as stack:
         start = time.perf_counter()
         stock = stack.enter_context(stock_server(logs / "stock.log", model))
         seconds["stock"] = round(time.perf_counter() - start, 1)
         start = time.perf_counter()
-        ours = stack.enter_context(
-            running_server(logs / "ours.log", str(model), VLLM_CPU_KVCACHE_SPACE="1")
-        )
+        ours = stack.enter_context(running_server(logs / "ours.log", str(model), *flags))
         seconds["ours"] = round(time.perf_counter() - start, 1)
         yield stock, ours, seconds
 
 
-def measure(model: Path, pairs: int, logs: Path) -> dict[str, object]:
+def measure(arguments: argparse.Namespace) -> dict[str, object]:
     """The whole run."""
-    with both(model, logs) as (stock_running, ours_running, start_seconds):
-        stock, ours = Chat(stock_running), Chat(ours_running)
-        inspect = inspect_with(ours_running)
-        tower_and_expert = alone(model)
+
+    def pictures(number: int) -> list[str]:
+        return [picture(arguments.side) for _ in range(number)]
+
+    logs = arguments.json.parent
+    with both(arguments.model, arguments.expert, logs) as (stock_server, our_server, start_seconds):
+        stock, ours = Chat(stock_server), Chat(our_server)
         for chat in (stock, ours):
-            throughput(chat.complete, 2, 4)  # warm
+            throughput(chat.complete, 2, pictures(4))  # warm
         report: dict[str, object] = {
             "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
             "start_seconds": start_seconds,
-            "prompt_tokens": same_length(stock, ours),
+            "prompt_tokens": same_length(stock, ours, arguments.side),
             "first_token_seconds": alternate(
-                pairs, stock.first_token_seconds, ours.first_token_seconds, "first token"
+                pictures(arguments.pairs),
+                stock.first_token_seconds,
+                ours.first_token_seconds,
+                "first token",
             ),
-            "inspection_seconds": alternate(pairs, tower_and_expert, inspect, "inspection"),
         }
-        for name, ask in {
-            "stock chat": stock.complete,
-            "chat": ours.complete,
-            "inspections": inspect,
-        }.items():
-            report[f"{name}, requests/s"] = {
-                concurrency: round(throughput(ask, concurrency, 16 + concurrency), 2)
-                for concurrency in tqdm(CONCURRENCY, desc=name)
-            }
-        report["peak_memory_mb"] = {"stock": memory(stock_running), "ours": memory(ours_running)}
+        if not arguments.first_token:
+            inspect = inspect_with(our_server)
+            report["inspection_seconds"] = alternate(
+                pictures(arguments.pairs), alone(arguments.model), inspect, "inspection"
+            )
+            for name, ask in {
+                "stock chat": stock.complete,
+                "chat": ours.complete,
+                "inspections": inspect,
+            }.items():
+                report[f"{name}, requests/s"] = {
+                    concurrency: round(throughput(ask, concurrency, pictures(16 + concurrency)), 2)
+                    for concurrency in tqdm(CONCURRENCY, desc=name)
+                }
+        report["peak_memory_mb"] = {"stock": memory(stock_server), "ours": memory(our_server)}
         return report
 
 
 def table(report: dict[str, object]) -> str:
     """The report as Markdown."""
     lines = ["| measured | stock | ours | ratio |", "|---|---|---|---|"]
-    first, inspection = report["first_token_seconds"], report["inspection_seconds"]
-    lines.append(
-        "| time to first token, ms, median (quartiles) | {} | {} | {} |".format(
-            *(_cell(first[key], 1000) for key in ("first", "second")), _cell(first["ratio"], 1)
-        )
-    )
-    lines.append(
-        "| `/v1/inspections`, ms, against tower + expert alone | {} | {} | {} |".format(
-            *(_cell(inspection[key], 1000) for key in ("first", "second")),
-            _cell(inspection["ratio"], 1),
-        )
-    )
-    for concurrency in CONCURRENCY:
+    tokens = report["prompt_tokens"]
+    names = {
+        "first_token_seconds": "time to first token, ms, median (quartiles), "
+        f"{tokens['ours']} prompt tokens each ({tokens['ours'] - tokens['stock']} are ours)",
+        "inspection_seconds": "`/v1/inspections`, ms, against tower + expert alone",
+    }
+    for key, name in names.items():
+        if (pairs := report.get(key)) is not None:
+            first, second = _cell(pairs["first"], 1000), _cell(pairs["second"], 1000)
+            lines.append(f"| {name} | {first} | {second} | {_cell(pairs['ratio'], 1)} |")
+    for concurrency in CONCURRENCY if "chat, requests/s" in report else ():
         stock, chat, inspections = (
             report[f"{name}, requests/s"][concurrency]
             for name in ("stock chat", "chat", "inspections")
@@ -278,16 +294,16 @@ def _cell(values: dict[str, float], scale: float) -> str:
 
 
 def main() -> None:
-    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:  # tower and expert alone get what the server sets
-        limits = {f"MALLOC_{name}_THRESHOLD_": str(2**30) for name in ("MMAP", "TRIM")}
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | limits)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, default=Path(__file__).parents[1] / "models/nano")
+    parser.add_argument("--expert", type=Path, help="for a model that brings none")
     parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--side", type=int, default=448, help="pixels of the pictures' sides")
+    parser.add_argument("--first-token", action="store_true", help="measure nothing else")
     parser.add_argument("--json", type=Path, default=Path("out/serve.json"))
     arguments = parser.parse_args()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    report = measure(arguments.model, arguments.pairs, arguments.json.parent)
+    report = measure(arguments)
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     print(table(report))
 

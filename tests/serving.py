@@ -43,7 +43,7 @@ def running_server(log: Path, *flags: str, **environment: str) -> AbstractContex
 def stock_server(log: Path, model: Path, *flags: str) -> AbstractContextManager[Server]:
     """Run vLLM's own server with its own LLaVA-OneVision until the block ends."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    environment = {"VLLM_PLUGINS": "", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment = {"VLLM_PLUGINS": "", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}
     return _running([*command, "--host", "127.0.0.1", *flags], log, environment)
 
 

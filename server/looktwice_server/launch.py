@@ -14,6 +14,8 @@ from looktwice_server.supervisor import end_with_parent, is_child, supervise
 
 PLUGINS = ("looktwice", "looktwice_routes")
 COMPILING = ("--no-enforce-eager", "--compilation-config", "-O")  # flags that ask for it
+SIZING = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
+CPU_CACHE_BYTES = 2 * 2**30  # of the language model's keys and values
 CHECKOUT_MODELS = Path(__file__).parents[2] / "models"
 
 
@@ -49,8 +51,6 @@ def serve(context: click.Context, model: str, expert: Path | None, host: str, po
     try:
         settings = Settings.from_environment()
         path = find_model(model)
-        if path != model:  # a shipped model is small: 1 GiB of KV cache instead of vLLM's half
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         prepare_environment(settings)
         args = vllm_arguments(path, ["--host", host, "--port", str(port), *flags])
         configure(args, expert, settings)
@@ -129,8 +129,12 @@ def vllm_arguments(model: str, flags: list[str]) -> Namespace:
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="looktwice serve"))
     args = parser.parse_args([model, *flags])
-    if current_platform.is_cpu() and not any(flag.startswith(COMPILING) for flag in flags):
-        args.enforce_eager = True  # compiling there needs a C++ compiler, and minutes
+    if current_platform.is_cpu():
+        named = [flag.replace("_", "-") for flag in flags]  # vLLM takes both
+        if not any(flag.startswith(COMPILING) for flag in named):
+            args.enforce_eager = True  # compiling there needs a C++ compiler, and minutes
+        if not any(flag.startswith(SIZING) for flag in named):
+            args.kv_cache_memory_bytes = CPU_CACHE_BYTES  # vLLM's default is 92 % of the machine
     ServeSubcommand().validate(args)
     refused = {
         "--trust-request-mm-kwargs": args.trust_request_mm_kwargs,
