@@ -182,9 +182,11 @@ class Pointwise(nn.Linear):
     @classmethod
     def of(cls, convolution: nn.Conv2d) -> "Pointwise":
         """The same weights as a matrix."""
-        linear = cls(convolution.in_channels, convolution.out_channels)
         state = convolution.state_dict()
-        linear.load_state_dict(state | {"weight": state["weight"].flatten(1)})
+        weight = state["weight"].flatten(1)
+        # Its own type and device: vLLM loads weights under another default.
+        linear = cls(weight.shape[1], weight.shape[0], dtype=weight.dtype, device=weight.device)
+        linear.load_state_dict(state | {"weight": weight})
         return linear
 
     def forward(self, images: Tensor) -> Tensor:
