@@ -12,7 +12,7 @@ import timm
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, normalize
+from torch.nn.functional import interpolate, normalize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # Depthwise convolutions on a CPU are over four times as fast with the channels last.
@@ -34,7 +34,6 @@ class TowerConfig:
     rarity: bool = False  # standardise stages, append absolute deviations and rarity (timm only)
     evidence: bool = False  # with rarity: final tokens are deviations and rarity of all stages
     components: tuple[int, ...] = ()  # principal components kept of each stage, with rarity
-    pixels: bool = False  # plain statistics of the pixels as one more stage (timm only)
 
     @classmethod
     def from_dict(cls, section: dict[str, Any]) -> "TowerConfig":
@@ -138,44 +137,6 @@ def enriched(stages: list[Tensor], neighbours: int) -> tuple[list[Tensor], Tenso
     return levels, torch.cat((*sizes, statistics), dim=-1)
 
 
-PIXEL_STATISTICS = 10
-
-
-def pixel_statistics(pixels: Tensor, grid: int) -> Tensor:
-    """What a network trained to name things throws away: how bright, even and grey each place is.
-
-    Args:
-        pixels: (B, 3, S, S) in [-1, 1], S a multiple of `grid`.
-        grid: tokens a side.
-
-    Returns:
-        (B, N, PIXEL_STATISTICS): mean colour; the brightness' deviation, least and greatest value
-        and mean gradient; mean brightness less that of the 3x3 and the 7x7 places around and of
-        the whole crop.
-    """
-    cell = pixels.shape[-1] // grid
-    grey = pixels.mean(1, keepdim=True)
-    mean = avg_pool2d(grey, cell)  # (B, 1, h, w)
-    spread = (avg_pool2d(grey.square(), cell) - mean.square()).clamp_min(0).sqrt()
-    steps = (
-        grey.diff(dim=-1, append=grey[..., -1:]).abs()
-        + grey.diff(dim=-2, append=grey[..., -1:, :]).abs()
-    )
-    around = [
-        mean - avg_pool2d(mean, side, 1, side // 2, count_include_pad=False) for side in (3, 7)
-    ]
-    columns = (
-        avg_pool2d(pixels, cell),
-        spread,
-        -max_pool2d(-grey, cell),
-        max_pool2d(grey, cell),
-        avg_pool2d(steps, cell),
-        *around,
-        mean - mean.mean((2, 3), keepdim=True),
-    )
-    return torch.cat(columns, dim=1).flatten(2).transpose(1, 2)
-
-
 class Pointwise(nn.Linear):
     """A 1x1 convolution as the matrix product that it is; nothing is copied with channels last."""
 
@@ -224,10 +185,7 @@ class TimmTower(nn.Module):
             features_only=True,
             out_indices=tuple(level - 1 for level in config.levels),
         ).to(memory_format=LAYOUT)
-        self.channels = tuple(self.network.feature_info.channels())  # of each stage
-        if config.pixels:
-            self.channels += (PIXEL_STATISTICS,)
-        for index, channels in enumerate(self.channels):
+        for index, channels in enumerate(self.network.feature_info.channels()):
             if config.rarity:  # of each stage's channels, over the training pictures
                 self.register_buffer(f"mean_{index}", torch.zeros(channels))
                 self.register_buffer(f"std_{index}", torch.ones(channels))
@@ -244,7 +202,7 @@ class TimmTower(nn.Module):
     @property
     def level_sizes(self) -> tuple[int, ...]:
         """Channels of the levels that `forward` returns."""
-        channels = self.config.components or self.channels
+        channels = self.config.components or self.network.feature_info.channels()
         if self.config.rarity:
             return tuple(4 * size + RARITY * len(channels) for size in channels)
         return tuple(size * (3 if self.config.neighbours else 1) for size in channels)
@@ -252,7 +210,7 @@ class TimmTower(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Channels of the final tokens that `forward` returns."""
-        channels = self.config.components or self.channels
+        channels = self.config.components or self.network.feature_info.channels()
         if self.config.evidence:
             return sum(channels) + RARITY * len(channels)
         return self.level_sizes[-1]
@@ -261,13 +219,10 @@ class TimmTower(nn.Module):
     def stages(self, pixels: Tensor) -> list[Tensor]:
         """Tokens (B, N, C_l) of the tapped stages, resampled to the grid, nothing appended."""
         grid = (self.config.grid, self.config.grid)
-        stages = [
+        return [
             interpolate(stage, grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
             for stage in self.network(pixels.float().contiguous(memory_format=LAYOUT))
         ]
-        if self.config.pixels:
-            stages.append(pixel_statistics(pixels.float(), self.config.grid))
-        return stages
 
     @torch.no_grad()
     def tokens(self, stages: list[Tensor]) -> tuple[list[Tensor], Tensor]:

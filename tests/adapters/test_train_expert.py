@@ -11,13 +11,7 @@ from looktwice_adapters.checkpoint import load_expert
 from looktwice_adapters.datasets import AnyRes
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import ExpertConfig
-from looktwice_adapters.towers import (
-    PIXEL_STATISTICS,
-    TimmTower,
-    fold,
-    pixel_statistics,
-    rarity,
-)
+from looktwice_adapters.towers import TimmTower, fold, rarity
 from looktwice_adapters.train.expert import ExpertTraining, save_expert, train_expert
 from looktwice_adapters.train.features import (
     TOWER,
@@ -78,18 +72,6 @@ def test_folded_batch_norms_change_nothing_but_rounding(weights):
         torch.testing.assert_close(same, stage, rtol=1e-4, atol=1e-4)
 
 
-def test_a_bright_place_stands_out_of_the_pixels():
-    pixels = torch.zeros(1, 3, 56, 56)
-    pixels[:, :, 16:24, 32:40] = 0.5  # the place in row 2, column 4 of 7x7
-    statistics = pixel_statistics(pixels, 7)
-    assert statistics.shape == (1, 49, PIXEL_STATISTICS)
-    bright = statistics[0, 2 * 7 + 4]
-    assert bright[:3].tolist() == pytest.approx([0.5] * 3)
-    assert bright[4:6].tolist() == pytest.approx([0.5, 0.5])
-    assert bright[7:].tolist() == pytest.approx([0.5 * 8 / 9, 0.5 * 35 / 36, 0.5 * 48 / 49])
-    assert statistics[0, 0].tolist() == pytest.approx([0.0] * 9 + [-0.5 / 49])
-
-
 def test_a_token_unlike_all_others_is_the_rarest():
     tokens = torch.randn(1, 1, 8).repeat(2, 49, 1) + 0.1 * torch.randn(2, 49, 8)
     tokens[:, 17] = torch.randn(8) * 2
@@ -102,11 +84,11 @@ def test_a_token_unlike_all_others_is_the_rarest():
 
 def test_tokens_have_the_widths_that_the_tower_tells():
     tower = TimmTower(TOWER)
-    stages = [torch.randn(1, 196, size) for size in tower.channels]
+    stages = [torch.randn(1, 196, size) for size in tower.network.feature_info.channels()]
     levels, final = tower.tokens(stages)
     assert tuple(level.shape[-1] for level in levels) == tower.level_sizes
     assert final.shape == (1, 196, tower.hidden_size)
-    assert torch.equal(levels[0][..., -24:], final[..., -24:])  # rarity of all stages
+    assert torch.equal(levels[0][..., -18:], final[..., -18:])  # rarity of all stages
 
 
 def test_a_shard_holds_pairs_whose_second_is_defective(shards):

@@ -104,7 +104,7 @@ def expert_config(training: ExpertTraining, tower: TimmTower) -> ExpertConfig:
 
 def standardise(expert: AnomalyExpert, shards: list[Shard]) -> None:
     """Give the tower each channel's mean and deviation over some shards, and their components."""
-    for index in range(len(expert.tower.channels)):
+    for index in range(len(TOWER.levels)):
         tokens = torch.cat([shard.tokens[index][::5].float().flatten(0, 1) for shard in shards])
         mean, std = tokens.mean(0), tokens.std(0).clamp_min(1e-3)
         expert.tower.get_buffer(f"mean_{index}").copy_(mean)

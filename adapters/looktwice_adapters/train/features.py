@@ -44,8 +44,7 @@ TOWER = TowerConfig(
     neighbours=5,
     rarity=True,
     evidence=True,
-    components=(40, 64, 96, 10),
-    pixels=True,
+    components=(40, 64, 96),
 )
 REAL_SCENES = 0.15  # share of the made-up defects that are put into the data sets' pictures
 KEPT_TILES = 2  # crops of the grid that are kept beside the base view
