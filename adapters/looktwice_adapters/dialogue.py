@@ -19,6 +19,7 @@ from looktwice_adapters.answers import (
     answer_several,
     answer_without_picture,
 )
+from looktwice_adapters.choices import choose
 from looktwice_adapters.facts import Verdict, facts_sentence
 from looktwice_adapters.questions import ORDINALS, Split, as_typed, ask
 
@@ -43,8 +44,9 @@ WEIGHTS = {
     "fine": 7.0,
     "where": 4.0,
     "summary": 4.0,
-    "yes_no": 2.0,
-    "no_yes": 2.0,
+    "yes_no": 5.0,
+    "no_yes": 4.0,
+    "choice": 6.0,
     "quote": 6.0,
 }
 
@@ -92,13 +94,15 @@ def draw_facts(rng: random.Random, *, stated: bool = True) -> Facts:
 
 
 def _one_picture_turn(facts: Facts, rng: random.Random, split: Split) -> tuple[str, str, str]:
-    names = [*ONE_PICTURE_TOPICS, "place"]
+    names = [*ONE_PICTURE_TOPICS, "place", "choice"]
     topic = rng.choices(names, [WEIGHTS.get(name, 1.0) for name in names])[0]
     if topic == "place":
         known = rng.random() < 0.5 and facts.named
         asked = rng.choice(facts.named if known else list(PLACES))
         question = ask("place", rng, split, place=PLACES[asked])
         return topic, question, answer_place(facts, asked)
+    if topic == "choice":
+        return topic, *choose(facts, rng, split)
     return topic, ask(topic, rng, split), answer(topic, facts, rng)
 
 

@@ -47,6 +47,7 @@ WORDS: dict[str, list[str]] = {
     + "all right,in order,free of defects,up to standard,as it should be".split(","),
     "kind": [k.replace("_", " ") for k in KINDS],
     "this": ["this", "the", "this", "the", "that"],
+    "quoted": ["'Yes' or 'No'", '"Yes" or "No"', "'yes' or 'no'", "Yes or No", "YES or NO"],
     "find": ["see", "find", "detect", "spot", "notice", "recognize"],
 }
 
@@ -104,6 +105,14 @@ TEMPLATES: dict[str, list[str]] = {
         "Do {defects} exist [here|in {this} {picture}|on {this} {thing}]?",
         "There is {a_defect}, [isn't there|right]?",
         "Is there {a_defect} somewhere?",
+        "Are there any {defects} [for|in|on|of] the [object|{thing}] [in|on] the {picture}?",
+        "Are there any {defects} in the [query|test|given|second|shown] {picture}?",
+        "[Are there|Do you see] any {defects} [for|on|in] the [object|{thing}]?",
+        "Is there any [defect|anomaly] [in|on] the object[ in the {picture}| shown|]?",
+        "[Determine|Decide|Judge] [if|whether] the {thing}[ in the {picture}|] is {defective}.",
+        "Is there [a|any] [visible |obvious |noticeable |]{defect} on {this} {thing}?",
+        "[Do|Does] the [{picture}s|{picture}] [show|contain] any {defects}?",
+        "[Are|Were] any {defects} [visible|present|found|detected][ here| in the {picture}|]?",
     ],
     "fine": [
         "Is {this} {thing} {fine}?",
@@ -367,6 +376,15 @@ TEMPLATES: dict[str, list[str]] = {
         "{question} [Just|Only|Simply] yes or no[ please|].",
         "Please answer yes or no. {question}",
         "Just yes or no: {question}",
+        "{question} Please [reply|answer|respond] with {quoted}.",
+        "{question} [Answer|Reply|Respond] [with|using] [only |]{quoted}[ only|].",
+        "{question} Please answer [yes or no|Yes or No|YES or NO].",
+        "[Answer|Reply|Respond] with {quoted}[ only|]. {question}",
+        "{question} ([yes/no|Yes/No|y/n])",
+        "{question} Your answer [should|must] be {quoted}.",
+        "{question} Respond with a single word: [yes or no|Yes or No].",
+        "{question} Please reply with {quoted}.",
+        "{question} Say {quoted}, nothing else.",
     ],
     "no_yes": [
         "{question} [Answer|Reply] [yes or no|with yes or no|only yes or no].",
@@ -377,6 +395,15 @@ TEMPLATES: dict[str, list[str]] = {
         "{question} [Just|Only|Simply] yes or no[ please|].",
         "Please answer yes or no. {question}",
         "Just yes or no: {question}",
+        "{question} Please [reply|answer|respond] with {quoted}.",
+        "{question} [Answer|Reply|Respond] [with|using] [only |]{quoted}[ only|].",
+        "{question} Please answer [yes or no|Yes or No|YES or NO].",
+        "[Answer|Reply|Respond] with {quoted}[ only|]. {question}",
+        "{question} ([yes/no|Yes/No|y/n])",
+        "{question} Your answer [should|must] be {quoted}.",
+        "{question} Respond with a single word: [yes or no|Yes or No].",
+        "{question} Please reply with {quoted}.",
+        "{question} Say {quoted}, nothing else.",
     ],
     "one_word": [
         "Answer with one word: normal or anomalous.",
@@ -478,6 +505,10 @@ CONTEXTS = [
     "Here is the next {thing}. ",
     "This {thing} came [back from a customer|from the press|from the oven] today. ",
     "You see a {thing}. ",
+    "The {picture} shows a {thing}. ",
+    "You are an industrial inspector who checks products by images. ",
+    "You are [a|the] quality inspector. ",
+    "[Look at|Inspect|Examine] the {picture} [carefully|closely]. ",
     "The {picture} was taken at station [4|5|12]. ",
 ]
 SUFFIXES = [" Thanks.", " Please.", " Answer briefly.", " Be brief.", " Thank you!"]
@@ -548,5 +579,7 @@ def ask(topic: str, rng: random.Random, split: Split = "train", **given: str) ->
         given = {"question": fill(rng.choice(templates(DEMANDS[topic], split)), rng), **given}
     text = sentence_case(fill(rng.choice(templates(topic, split)), rng, **given))
     if topic in ("yes_no", "no_yes", "one_word"):  # the demand must stay the last thing said
+        if rng.random() < 0.15:
+            text = fill(rng.choice(CONTEXTS), rng) + text
         return text.lower() if rng.random() < 0.2 else text
     return as_typed(text, rng)

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from looktwice_adapters.answers import ONE_PICTURE_TOPICS, PLACES, Facts, answer, answer_several
+from looktwice_adapters.choices import OPTIONS, choose
 from looktwice_adapters.dialogue import (
     draw_facts,
     make_dialogue,
@@ -133,3 +134,41 @@ def test_llava_export_has_one_image_token_for_each_path():
     assert user_text(dialogue.turns[0]) in [p["value"] for p in record["conversations"]]
     with pytest.raises(ValueError, match="2 pictures, but 1 paths"):
         to_llava(dialogue, "a1", ["one.png"])
+
+
+def chosen(question: str, reply: str) -> str:
+    """The words of the option that a reply names."""
+    assert re.fullmatch(r"[A-H]\.", reply), (question, reply)
+    options = dict(re.findall(r"\b([A-H])[.:)] (.+?)(?=\.|\n| \(?[A-H][.:)]|$)", question))
+    return options[reply[0]].strip().lower()
+
+
+@pytest.mark.parametrize(
+    ("topic", "facts", "right"),
+    [
+        ("defect", SCRATCHED, "yes"),
+        ("defect", GOOD, "no"),
+        ("fine", SCRATCHED, "no"),
+        ("fine", GOOD, "yes"),
+    ],
+)
+def test_the_right_letter_follows_from_the_verdict(topic, facts, right):
+    for rng in rngs(40):
+        assert chosen(*choose(facts, rng, topic=topic)) == right
+
+
+def test_the_right_letter_follows_from_the_place_or_none_is_right():
+    none = 0
+    for rng in rngs(80):
+        question, reply = choose(SCRATCHED, rng, topic="where")
+        if reply.startswith("None of these."):
+            assert reply.endswith(f"{SCRATCHED.here}.")
+            none += 1
+        else:
+            assert chosen(question, reply) in OPTIONS[SCRATCHED.here]
+    assert 0 < none < 30
+
+
+def test_a_kind_of_defect_is_never_chosen():
+    replies = {choose(SCRATCHED, rng, topic="describe")[1] for rng in rngs(40)}
+    assert replies == {"I cannot tell kinds of defects apart."}

@@ -1,0 +1,103 @@
+"""Multiple choice: facts about a picture -> a question with lettered options and its answer.
+
+The form of MMAD (ICLR 2025): an instruction, the question, the options, a letter as the answer. The
+right letter follows from the facts; where no option does, the answer says so.
+"""
+
+import random
+
+from looktwice_adapters.answers import PLACES, Facts
+from looktwice_adapters.questions import CONTEXTS, Split, ask, fill
+
+LETTERS = "ABCDEFGH"
+INSTRUCTIONS = [
+    "Answer with the option's letter from the given choices directly.",
+    "Answer with the letter of the right option.",
+    "You are an industrial inspector who checks products by images. Answer with the letter.",
+    "Choose the [right|correct|best] [option|answer]. [Only the letter|Answer with its letter].",
+    "Which option is [right|correct]? Reply with one letter.",
+    "Please select the correct answer from the options.",
+    "This is a multiple choice question. Give the letter.",
+    "Pick one of the options[ below|].",
+]
+MARKS = ["{}. ", "{}. ", "{}: ", "{}) ", "({}) "]
+OPTIONS = {  # what an option for a place may say
+    "top left": ["top left", "upper left"],
+    "top": ["top", "top center", "top middle", "upper center"],
+    "top right": ["top right", "upper right"],
+    "left": ["left", "middle left", "center left"],
+    "center": ["center", "middle", "in the center"],
+    "right": ["right", "middle right", "center right"],
+    "bottom left": ["bottom left", "lower left"],
+    "bottom": ["bottom", "bottom center", "bottom middle", "lower center"],
+    "bottom right": ["bottom right", "lower right"],
+}
+KINDS = (
+    "broken piece,water stain,loose wire,missing screw,colour fading,wrong label,burn mark,scratch,"
+    "crack,dent,hole,contamination,bent part,cut,fold,misplaced part,print error,rust"
+).split(",")
+
+
+def _places(facts: Facts, rng: random.Random) -> tuple[list[str], int | None]:
+    """Options for "where", and the index of the right one, which mostly is among them."""
+    others = [place for place in PLACES if place not in facts.named]
+    places = rng.sample(others, min(len(others), rng.choice((2, 3, 3, 3))))
+    here = facts.positions[0] if facts.verdict == "anomalous" and facts.positions else None
+    if here is not None and rng.random() < 0.85:
+        places.append(here)
+    rng.shuffle(places)
+    return [rng.choice(OPTIONS[place]) for place in places], (
+        places.index(here) if here in places else None
+    )
+
+
+TOPICS = {"defect": 4, "fine": 2, "where": 4, "describe": 1}  # how often each is asked
+
+
+def choose(
+    facts: Facts, rng: random.Random, split: Split = "train", topic: str | None = None
+) -> tuple[str, str]:
+    """A multiple-choice question about one picture, and the answer that the facts give."""
+    topic = topic or rng.choices(list(TOPICS), list(TOPICS.values()))[0]
+    right: int | None = None
+    if topic in ("defect", "fine"):
+        options = ["yes", "no"] if rng.random() < 0.5 else ["no", "yes"]
+        if facts.verdict != "undecided":
+            wanted = "yes" if (facts.verdict == "anomalous") == (topic == "defect") else "no"
+            right = options.index(wanted)
+    elif topic == "where":
+        options, right = _places(facts, rng)
+    else:
+        options = rng.sample(KINDS, rng.choice((3, 4, 4)))
+    if rng.random() < 0.9:
+        options = [option.capitalize() for option in options]
+    stop = "." if rng.random() < 0.7 else ""
+    mark = rng.choice(MARKS)
+    listed = [
+        f"{mark.format(letter)}{option}{stop}"
+        for letter, option in zip(LETTERS, options, strict=False)
+    ]
+    instruction = fill(rng.choice(INSTRUCTIONS), rng)
+    claim = "There is a defect in the object. " if topic in ("where", "describe") else ""
+    if rng.random() < 0.25:
+        claim = fill(rng.choice(CONTEXTS), rng) + claim
+    question = claim * (rng.random() < 0.5) + ask(topic, rng, split)
+    question = rng.choice(("Question: ", "", "")) + question
+    lines = [question, rng.choice(("\n", "\n", " ")).join(listed)]
+    lines.insert(rng.choice((0, 2)), instruction)
+    return "\n".join(lines), _reply(topic, facts, right)
+
+
+def _reply(topic: str, facts: Facts, right: int | None) -> str:
+    """The right letter, or why there is none."""
+    if right is not None:
+        return f"{LETTERS[right]}."
+    if topic == "describe" and facts.verdict == "anomalous":
+        return "I cannot tell kinds of defects apart."
+    if facts.verdict == "undecided":
+        return "The inspection is undecided about this picture."
+    if facts.verdict == "normal":
+        return "None of these. The inspection found nothing unusual."
+    if not facts.positions:
+        return "I do not know where. The anomaly map shows it."
+    return f"None of these. The strongest region is here: {facts.here}."
