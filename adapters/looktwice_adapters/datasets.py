@@ -1,7 +1,8 @@
 """Inspection data sets on disk: a folder in MVTec AD's layout -> samples; a picture -> its crops.
 
 Layout: `<product>/{train/good, test/good, test/<defect>, ground_truth/<defect>/<name>_mask.png}`,
-or a folder of such folders. Crops are AnyRes' (LLaVA-OneVision): base view, then a grid.
+or a folder of such folders; `layouts.py` reads the others. Crops are AnyRes' (LLaVA-OneVision):
+base view, then a grid.
 """
 
 from collections.abc import Iterator
@@ -19,19 +20,21 @@ from transformers.image_processing_utils import select_best_resolution
 
 from looktwice_adapters.anomaly_map import placement
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 NORMAL = "good"
+NORMAL_FOLDERS = {NORMAL, "ok"}  # BTAD's normal ones are ok, its defective ones ko
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a data set."""
+    """One picture of a data set, or one tile of it."""
 
     path: Path
     product: str
     split: str  # train or test
     kind: str  # good, or the defect's name
-    mask: Path | None  # ground truth, where there is one
+    masks: tuple[Path, ...] = ()  # ground truth, their union; none where there is none
+    box: tuple[int, int, int, int] | None = None  # left, top, right, bottom of a tile, in pixels
 
     @property
     def anomalous(self) -> bool:
@@ -56,34 +59,70 @@ def products(root: Path) -> dict[str, Path]:
 def read_product(folder: Path, name: str | None = None) -> list[Sample]:
     """All pictures of one product, train and test, in alphabetical order."""
     return [
-        Sample(path, name or folder.name, split, path.parent.name, _mask_of(folder, path, split))
+        Sample(
+            path,
+            name or folder.name,
+            split,
+            NORMAL if path.parent.name in NORMAL_FOLDERS else path.parent.name,
+            _masks_of(folder, path, split),
+        )
         for split in ("train", "test")
-        for path in sorted((folder / split).glob("*/*"))
-        if path.suffix.lower() in ENDINGS
+        for path in pictures_in(folder / split, "*/*")
     ]
 
 
-def _mask_of(folder: Path, path: Path, split: str) -> Path | None:
+def pictures_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """The picture files of a folder that match, in alphabetical order."""
+    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in ENDINGS)
+
+
+def _masks_of(folder: Path, path: Path, split: str) -> tuple[Path, ...]:
     truth = folder / "ground_truth" / path.parent.name
-    candidates = (truth / f"{path.stem}_mask.png", truth / f"{path.stem}.png")
-    return next((mask for mask in candidates if split == "test" and mask.is_file()), None)
+    if split != "test" or not truth.is_dir():
+        return ()
+    stems = (f"{path.stem}_mask", path.stem)
+    candidates = (truth / f"{stem}{ending}" for stem in stems for ending in ENDINGS)
+    return tuple(mask for mask in candidates if mask.is_file())[:1]
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """A picture as RGB (H, W, 3) uint8, upright."""
-    with Image.open(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
+    """A picture as RGB (H, W, 3) uint8, upright.
+
+    Raises:
+        ValueError: the file is missing or no picture; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
+    except (OSError, SyntaxError) as error:
+        reason = getattr(error, "strerror", None) or "cannot be read as a picture"
+        raise ValueError(f"{path}: {reason}") from error
+
+
+def read_sample(sample: Sample) -> NDArray[np.uint8]:
+    """A sample's picture, or its tile, as RGB (H, W, 3) uint8."""
+    picture = read_image(sample.path)
+    if sample.box is None:
+        return picture
+    left, top, right, bottom = sample.box
+    return picture[top:bottom, left:right]
 
 
 def read_mask(sample: Sample, size: tuple[int, int]) -> NDArray[np.bool_] | None:
     """A sample's mask (H, W); all False for a normal one; None where an anomalous one has none."""
     if not sample.anomalous:
         return np.zeros(size, np.bool_)
-    if sample.mask is None:
+    if not sample.masks:
         return None
-    with Image.open(sample.mask) as image:
-        mask = image.convert("L").resize(size[::-1], Image.Resampling.NEAREST)
-        return np.asarray(mask) > 0
+    return np.any([_one_mask(path, sample.box, size) for path in sample.masks], axis=0)
+
+
+def _one_mask(
+    path: Path, box: tuple[int, int, int, int] | None, size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    mask = Image.fromarray(read_image(path)[..., 0]).crop(box)
+    # Any value counts: VisA's masks hold small numbers, one for each kind of defect.
+    return np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST)) > 0
 
 
 @dataclass(frozen=True)
