@@ -5,15 +5,13 @@ defects' connected regions against the false positive rate, up to 0.3) is in non
 fractions in [0, 1], None where they cannot be computed (one class only, no masks).
 """
 
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import label as connected
 from sklearn.metrics import (
-    accuracy_score,
     average_precision_score,
     precision_recall_curve,
     precision_recall_fscore_support,
@@ -21,15 +19,15 @@ from sklearn.metrics import (
 )
 from torchmetrics.functional.classification import binary_calibration_error
 
-from looktwice_adapters.datasets import read_image
+from looktwice_adapters.datasets import Sample, read_image
 
 PRO_LIMIT = 0.3
 PRO_STEPS = 200
 CALIBRATION_BINS = 15
-THRESHOLD = 0.5
 
 Labels = NDArray[np.bool_]  # (images,)
 Scores = NDArray[np.float64]  # (images,)
+Decisions = NDArray[np.float64]  # (images,) 1 yes or anomalous, 0 no or normal, nan neither
 Masks = list[NDArray[np.bool_]]  # (H, W) each
 Maps = list[NDArray[np.float32]]  # (H, W) each
 
@@ -49,10 +47,15 @@ class Metrics:
     verdict_recall: float | None = None
     verdict_f1: float | None = None
     answer_accuracy: float | None = None
+    answer_precision: float | None = None
+    answer_recall: float | None = None
+    answer_f1: float | None = None
     ece: float | None = None
     shortcut_auroc: float | None = None
+    shortcut_name: str | None = None
     n_normal: int = 0
     n_anomalous: int = 0
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 % bootstrap
 
 
 def image_metrics(labels: Labels, scores: Scores) -> dict[str, float | None]:
@@ -68,22 +71,30 @@ def image_metrics(labels: Labels, scores: Scores) -> dict[str, float | None]:
     }
 
 
-def verdict_metrics(labels: Labels, scores: Scores) -> dict[str, float | None]:
-    """Accuracy, precision, recall and F1 of "anomalous" at the fixed threshold 0.5, and the ECE."""
-    said = scores >= THRESHOLD
+def decision_metrics(labels: Labels, said: Decisions, prefix: str) -> dict[str, float | None]:
+    """Accuracy, precision, recall and F1 of a yes or no for each picture, "anomalous" being yes.
+
+    Neither yes nor no is wrong: it counts against the accuracy, and finds no defect. With one
+    class only there is no precision and no F1; without anomalous pictures no recall.
+    """
     precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, said, average="binary", zero_division=0
+        labels, said == 1, average="binary", zero_division=0
     )
+    both = labels.any() and not labels.all()
+    return {
+        f"{prefix}_accuracy": float(np.mean(said == labels)),
+        f"{prefix}_precision": float(precision) if both else None,
+        f"{prefix}_recall": float(recall) if labels.any() else None,
+        f"{prefix}_f1": float(f1) if both else None,
+    }
+
+
+def calibration_error(labels: Labels, scores: Scores) -> float:
+    """Expected calibration error of scores in [0, 1], in 15 bins of equal width."""
     error = binary_calibration_error(
         torch.from_numpy(scores), torch.from_numpy(labels).int(), n_bins=CALIBRATION_BINS
     )
-    return {
-        "verdict_accuracy": float(accuracy_score(labels, said)),
-        "verdict_precision": float(precision),
-        "verdict_recall": float(recall),
-        "verdict_f1": float(f1),
-        "ece": float(error),
-    }
+    return float(error)
 
 
 def pixel_metrics(masks: Masks, maps: Maps) -> dict[str, float | None]:
@@ -119,36 +130,43 @@ def aupro(masks: Masks, maps: Maps, limit: float = PRO_LIMIT) -> float:
     return float(np.trapezoid(np.mean(overlaps, axis=0), rates) / limit)
 
 
-def trivial_statistics(path: Path) -> dict[str, float]:
-    """What could tell a picture's class without looking at its content."""
-    picture = read_image(path).astype(np.float32).mean(-1)
+def trivial_statistics(sample: Sample) -> dict[str, float]:
+    """What could tell a picture's class without looking at its content.
+
+    A tile's bytes per pixel are those of the file that it is cut from.
+    """
+    whole = read_image(sample.path)
+    left, top, right, bottom = sample.box or (0, 0, whole.shape[1], whole.shape[0])
+    picture = whole[top:bottom, left:right].astype(np.float32).mean(-1)
     down, across = np.gradient(picture)
     return {
-        "brightness": float(picture.mean()),
+        "mean brightness": float(picture.mean()),
         "contrast": float(picture.std()),
-        "gradient": float(np.hypot(down, across).mean()),
-        "bytes_per_pixel": path.stat().st_size / picture.size,
+        "gradient energy": float(np.hypot(down, across).mean()),
+        "bytes per pixel": sample.path.stat().st_size / (whole.shape[0] * whole.shape[1]),
     }
 
 
-def shortcut_auroc(labels: Labels, statistics: list[dict[str, float]]) -> float | None:
-    """The best AUROC, in either direction, of any trivial statistic."""
+def shortcut(labels: Labels, statistics: list[dict[str, float]]) -> dict[str, float | str | None]:
+    """The best AUROC, in either direction, of any trivial statistic, and that one's name."""
     if labels.all() or not labels.any():
-        return None
-    areas = [
-        roc_auc_score(labels, [statistic[name] for statistic in statistics])
+        return {"shortcut_auroc": None, "shortcut_name": None}
+    areas = {
+        name: float(roc_auc_score(labels, [statistic[name] for statistic in statistics]))
         for name in statistics[0]
-    ]
-    return float(max(max(area, 1 - area) for area in areas))
+    }
+    best = max(areas, key=lambda name: max(areas[name], 1 - areas[name]))
+    return {"shortcut_auroc": max(areas[best], 1 - areas[best]), "shortcut_name": best}
 
 
 def mean_of(all_metrics: list[Metrics]) -> Metrics:
     """Mean over products of every figure, of those that have it; counts are added up."""
+    rows = [asdict(metrics) for metrics in all_metrics]
     summary: dict[str, float | None] = {}
-    for name in (field.name for field in fields(Metrics)):
-        values = [value for value in (asdict(m)[name] for m in all_metrics) if value is not None]
+    for name in (column.name for column in fields(Metrics)):
+        values = [row[name] for row in rows if isinstance(row[name], int | float)]
         if name.startswith("n_"):
             summary[name] = sum(values)
-        else:
-            summary[name] = float(np.mean(values)) if values else None
+        elif values:
+            summary[name] = float(np.mean(values))
     return Metrics(**summary)  # type: ignore[arg-type]

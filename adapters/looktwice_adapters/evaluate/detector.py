@@ -4,6 +4,7 @@ The same crops, expert, stitching and calibration as the server's, without a lan
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from looktwice_adapters.anomaly_map import stitch
 from looktwice_adapters.checkpoint import load_expert
-from looktwice_adapters.datasets import AnyRes
+from looktwice_adapters.datasets import AnyRes, Sample, read_sample
+from looktwice_adapters.evaluate.judge import THRESHOLD, Judgement, ReferencesError
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
 
 NOT_THE_EXPERTS = ("weights", "phrase_token_ids")  # of the section: the server's
@@ -22,14 +24,6 @@ NOT_THE_EXPERTS = ("weights", "phrase_token_ids")  # of the section: the server'
 
 class CheckpointError(ValueError):
     """The folder holds no checkpoint with an expert that has a tower of its own."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What the expert says of one picture."""
-
-    score: float  # calibrated, in [0, 1]; the threshold is 0.5
-    anomaly_map: NDArray[np.float32]  # (H, W) calibrated, in the picture's aspect
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,35 @@ class Detector:
 
     def judge(self, picture: NDArray[np.uint8]) -> Judgement:
         """Calibrated score and anomaly map of a picture (H, W, 3)."""
-        score, significance, whole = self.raw(picture)
+        raw, significance, whole = self.raw(picture)
         calibration = self.expert.config.calibration
         calibrated = calibration.map(whole).numpy().astype(np.float32)
-        return Judgement(float(calibration.score(score.double(), significance)), calibrated)
+        score = float(calibration.score(raw.double(), significance))
+        return Judgement(score, "anomalous" if score >= THRESHOLD else "normal", calibrated)
+
+
+class ExpertJudge:
+    """A checkpoint's expert as a judge of samples, without references."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the checkpoint of a folder; raises as `Detector.from_folder`."""
+        self.name = folder.name
+        self.detector = Detector.from_folder(folder)
+
+    def prepare(self, product: str, references: Sequence[Sample]) -> None:
+        """Nothing to do without references.
+
+        Raises:
+            ReferencesError: there are some.
+        """
+        if references:
+            raise ReferencesError(
+                "the expert in process takes no references yet: give --url of a running server"
+            )
+
+    def judge(self, sample: Sample) -> Judgement:
+        """Score, verdict and map of one sample."""
+        return self.detector.judge(read_sample(sample))
+
+    def close(self) -> None:
+        """Nothing is held open."""

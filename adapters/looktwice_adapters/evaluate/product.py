@@ -1,75 +1,162 @@
-"""One product's test pictures and a detector -> its metrics."""
+"""One product's test pictures and a judge -> what was said of each, and the figures."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from looktwice_adapters.datasets import Sample, read_image, read_mask, read_product
-from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.bootstrap import Draws, PixelCurves, draw, intervals, mean_draws
+from looktwice_adapters.datasets import Sample, read_mask, read_sample
+from looktwice_adapters.evaluate.judge import Judge
 from looktwice_adapters.metrics import (
+    Decisions,
+    Labels,
     Maps,
     Masks,
     Metrics,
+    calibration_error,
+    decision_metrics,
     image_metrics,
+    mean_of,
     pixel_metrics,
-    shortcut_auroc,
+    shortcut,
     trivial_statistics,
-    verdict_metrics,
 )
 
-LONGEST = 256  # pixels a side at which maps and masks are compared; the map has 28 tokens
+LONGEST = 256  # pixels a side at which maps and masks are compared; nano's map has 28 tokens
 
 
-def test_samples(folder: Path, name: str, limit: int | None, seed: int) -> list[Sample]:
-    """The product's test pictures, or `limit` of them drawn by seed."""
-    samples = [sample for sample in read_product(folder, name) if sample.split == "test"]
-    if limit is None or limit >= len(samples):
-        return samples
-    chosen = np.random.default_rng(seed).choice(len(samples), limit, replace=False)
-    return [samples[index] for index in sorted(chosen)]
+@dataclass(frozen=True)
+class Case:
+    """What was said of one test picture."""
+
+    sample: Sample
+    score: float
+    verdict: str | None
+    anomaly_map: NDArray[np.float32] | None  # (h, w), the longer side at most LONGEST
+    mask: NDArray[np.bool_] | None  # of the map's size
+    answer: str | None = None  # words, where the question was asked
+    answered_yes: bool | None = None  # None: not asked, or neither yes nor no
+
+    @property
+    def wrong(self) -> bool:
+        """Whether there is a verdict, and it is not the label's."""
+        return self.verdict not in (None, "anomalous" if self.sample.anomalous else "normal")
 
 
-def evaluate_product(detector: Detector, samples: list[Sample]) -> Metrics:
-    """Judge the samples one by one, with a progress bar, and compute every figure.
+@dataclass(frozen=True)
+class ProductResult:
+    """A judge's figures on one product."""
 
-    Raises:
-        ValueError: there are no samples.
+    metrics: Metrics
+    draws: Draws
+    cases: list[Case]
+
+
+Asked = tuple[str, bool | None]  # the answer's words, and whether they say yes
+
+
+def run_product(
+    judge: Judge,
+    samples: Sequence[Sample],
+    references: Sequence[Sample],
+    ask: Callable[[Sample], Asked] | None,
+) -> list[Case]:
+    """Judge the samples one by one, with a progress bar.
+
+    Args:
+        judge: whose figures these are.
+        samples: test pictures of one product, at least one.
+        references: its normal pictures; none for zero-shot.
+        ask: whether there is a defect, in words; None to ask nothing.
     """
-    if not samples:
-        raise ValueError("no test pictures")
-    scores: list[float] = []
-    masks: Masks = []
-    maps: Maps = []
-    for sample in _with_progress(samples):
-        picture = read_image(sample.path)
-        judgement = detector.judge(picture)
-        scores.append(judgement.score)
-        size = _comparable(picture.shape[0], picture.shape[1])
-        mask = read_mask(sample, size)
-        if mask is not None:
-            masks.append(mask)
-            maps.append(np.asarray(cv2.resize(judgement.anomaly_map, size[::-1]), np.float32))
-    labels = np.array([sample.anomalous for sample in samples])
-    figures = (
-        image_metrics(labels, np.array(scores))
-        | verdict_metrics(labels, np.array(scores))
-        | pixel_metrics(masks, maps)
+    product = samples[0].product
+    judge.prepare(product, references)
+    bar = tqdm(
+        samples, f"{judge.name}: {product}", unit="image", leave=False, delay=2, disable=None
     )
-    return Metrics(
-        **figures,
-        shortcut_auroc=shortcut_auroc(labels, [trivial_statistics(s.path) for s in samples]),
+    return [_case(judge, sample, ask) for sample in bar]
+
+
+def _case(judge: Judge, sample: Sample, ask: Callable[[Sample], Asked] | None) -> Case:
+    judgement = judge.judge(sample)
+    answer, answered_yes = ask(sample) if ask else (None, None)
+    if judgement.anomaly_map is None:
+        return Case(sample, judgement.score, judgement.verdict, None, None, answer, answered_yes)
+    height, width = read_sample(sample).shape[:2]
+    factor = min(1.0, LONGEST / max(height, width))
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    resized = np.asarray(cv2.resize(judgement.anomaly_map, size[::-1]), np.float32)
+    mask = read_mask(sample, size)
+    return Case(sample, judgement.score, judgement.verdict, resized, mask, answer, answered_yes)
+
+
+def measure(cases: Sequence[Case], draws: int = 1000, seed: int = 0) -> ProductResult:
+    """Every figure that the cases of one product give, with its bootstrap intervals."""
+    labels = np.array([case.sample.anomalous for case in cases])
+    figures = _image_figures(cases)
+    everybody = np.arange(len(cases))
+    drawn = draw(labels, figures, draws, seed)
+    masks, maps, has_map = _pixels(cases)
+    if any(mask.any() for mask in masks):
+        curves = PixelCurves.of(masks, maps)
+        drawn |= draw(labels[has_map], curves.figures, draws, seed)
+    statistics = [trivial_statistics(case.sample) for case in cases]
+    metrics = Metrics(
+        **figures(everybody),  # type: ignore[arg-type]
+        **pixel_metrics(masks, maps),  # type: ignore[arg-type]
+        **shortcut(labels, statistics),  # type: ignore[arg-type]
         n_normal=int((~labels).sum()),
         n_anomalous=int(labels.sum()),
+        intervals=intervals(drawn),
     )
+    return ProductResult(metrics, drawn, list(cases))
 
 
-def _comparable(height: int, width: int) -> tuple[int, int]:
-    factor = min(1.0, LONGEST / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
+def mean_result(results: Sequence[ProductResult]) -> Metrics:
+    """The macro mean over products, with its intervals."""
+    mean = mean_of([result.metrics for result in results])
+    mean.intervals.update(intervals(mean_draws([result.draws for result in results])))
+    return mean
 
 
-def _with_progress(samples: list[Sample]) -> Iterator[Sample]:
-    yield from tqdm(samples, desc=samples[0].product, unit="image", leave=False)
+def _image_figures(
+    cases: Sequence[Case],
+) -> Callable[[NDArray[np.int64]], dict[str, float | None]]:
+    """A function from indices of cases to their image figures."""
+    labels: Labels = np.array([case.sample.anomalous for case in cases])
+    scores = np.array([case.score for case in cases], np.float64)
+    verdicts = _decisions([_VERDICTS.get(case.verdict or "") for case in cases])
+    answers = _decisions([case.answered_yes for case in cases])
+    judged = any(case.verdict is not None for case in cases)
+    asked = any(case.answer is not None for case in cases)
+
+    def figures(chosen: NDArray[np.int64]) -> dict[str, float | None]:
+        truth = labels[chosen]
+        found = image_metrics(truth, scores[chosen])
+        if judged:
+            found |= decision_metrics(truth, verdicts[chosen], "verdict")
+            found["ece"] = calibration_error(truth, scores[chosen])
+        if asked:
+            found |= decision_metrics(truth, answers[chosen], "answer")
+        return found
+
+    return figures
+
+
+_VERDICTS = {"anomalous": True, "normal": False}
+
+
+def _decisions(said: Sequence[bool | None]) -> Decisions:
+    return np.array([np.nan if yes is None else yes for yes in said], np.float64)
+
+
+def _pixels(cases: Sequence[Case]) -> tuple[Masks, Maps, NDArray[np.bool_]]:
+    """Masks and maps of the cases that have both, and which those are."""
+    pairs = [(case.mask, case.anomaly_map) if case.mask is not None else None for case in cases]
+    masks = [pair[0] for pair in pairs if pair and pair[1] is not None]
+    maps = [pair[1] for pair in pairs if pair and pair[1] is not None]
+    return masks, maps, np.array([pair is not None for pair in pairs])

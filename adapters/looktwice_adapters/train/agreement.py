@@ -22,7 +22,7 @@ _PLACE = re.compile(r"\b(" + "|".join(sorted(PLACES, key=len, reverse=True)) + r
 
 def said_yes(text: str) -> bool | None:
     """Whether an answer begins with Yes (True) or No (False); None for anything else."""
-    first = re.match(r"\s*(yes|no)\b", text, re.IGNORECASE)
+    first = re.match(r"\W*(yes|no)\b", text, re.IGNORECASE)
     return None if first is None else first[1].lower() == "yes"
 
 

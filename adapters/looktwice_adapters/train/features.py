@@ -100,7 +100,7 @@ def lite0_weights() -> Path:
 def frozen_tower(weights: Path) -> TimmTower:
     """EfficientNet-lite0 with its ImageNet weights."""
     tower = TimmTower(TOWER)
-    load_lite0(tower, weights)
+    load_lite0(tower.network, weights)
     return tower
 
 

