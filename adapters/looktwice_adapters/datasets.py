@@ -93,7 +93,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
     except (OSError, SyntaxError) as error:
         reason = getattr(error, "strerror", None) or "cannot be read as a picture"
         raise ValueError(f"{path}: {reason}") from error

@@ -22,7 +22,6 @@ from torchmetrics.functional.classification import binary_calibration_error
 from looktwice_adapters.datasets import Sample, read_image
 
 PRO_LIMIT = 0.3
-PRO_STEPS = 200
 CALIBRATION_BINS = 15
 
 Labels = NDArray[np.bool_]  # (images,)
@@ -99,7 +98,7 @@ def calibration_error(labels: Labels, scores: Scores) -> float:
 
 def pixel_metrics(masks: Masks, maps: Maps) -> dict[str, float | None]:
     """AUROC and AP over all pixels, and AUPRO, of maps with a mask (normal pictures included)."""
-    if not any(mask.any() for mask in masks):
+    if not any(mask.any() for mask in masks) or all(mask.all() for mask in masks):
         return {"pixel_auroc": None, "pixel_ap": None, "aupro": None}
     truth = np.concatenate([mask.ravel() for mask in masks])
     values = np.concatenate([anomaly_map.ravel() for anomaly_map in maps])
@@ -113,21 +112,26 @@ def pixel_metrics(masks: Masks, maps: Maps) -> dict[str, float | None]:
 def aupro(masks: Masks, maps: Maps, limit: float = PRO_LIMIT) -> float:
     """Area under the per-region overlap curve up to a false positive rate, divided by that rate.
 
-    The thresholds are those that let through 0, 1/200, ... of `limit` of the normal pixels, so
-    that the curve is sampled evenly in the false positive rate.
+    Going down through all values, each normal pixel raises the rate and each pixel of a defect
+    the mean overlap, by its share of its own region: small defects count as much as large ones.
     """
-    normal = np.concatenate([m[~mask] for mask, m in zip(masks, maps, strict=True)])
-    rates = np.linspace(0, limit, PRO_STEPS + 1)
-    thresholds = np.quantile(normal, 1 - rates, method="higher")
-    overlaps = []
-    for mask, anomaly_map in zip(masks, maps, strict=True):
-        regions, count = connected(mask, np.ones((3, 3)))
-        for region in range(1, count + 1):
-            values = np.sort(anomaly_map[regions == region])
-            # Strictly above, as the false positive rate at its own quantile is.
-            below = np.searchsorted(values, thresholds, side="right")
-            overlaps.append(1 - below / len(values))
-    return float(np.trapezoid(np.mean(overlaps, axis=0), rates) / limit)
+    shares, count = [], 0
+    for mask in masks:
+        regions, found = connected(mask, np.ones((3, 3)))
+        sizes = np.maximum(np.bincount(regions.ravel()), 1)
+        shares.append(np.where(mask, 1 / sizes[regions], 0).ravel())
+        count += found
+    values = np.concatenate([anomaly_map.ravel() for anomaly_map in maps])
+    order = np.argsort(-values, kind="stable")
+    normal = ~np.concatenate([mask.ravel() for mask in masks])[order]
+    last = np.append(np.diff(values[order]) != 0, True)  # of equal values
+    rate = np.append(0, (np.cumsum(normal) / normal.sum())[last])
+    covered = np.cumsum(np.concatenate(shares)[order]) / count
+    overlap = np.append(0, np.minimum(covered[last], 1))  # rounding may add up to more
+    inside = rate < limit
+    x = np.append(rate[inside], limit)
+    y = np.append(overlap[inside], np.interp(limit, rate, overlap))
+    return float(np.trapezoid(y, x) / limit)
 
 
 def trivial_statistics(sample: Sample) -> dict[str, float]:

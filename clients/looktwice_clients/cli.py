@@ -20,7 +20,7 @@ COMMANDS = {
     "serve": "Run the OpenAI-compatible inspection server.",
     "inspect": "Score, verdict and regions of pictures.",
     "chat": "Talk about pictures in the terminal.",
-    "evaluate": "Measure image and pixel metrics on data sets.",
+    "evaluate": "Measure detection, localization and answers on data sets.",
     "train": "Train the papers' stages.",
     "convert-expert": "Convert the authors' released expert weights.",
     "doctor": "Say what is wrong with this machine's set-up, and what to do.",
@@ -29,7 +29,7 @@ COMMANDS = {
 
 EXTRAS = {
     "serve": "'looktwice[cpu]' (or 'looktwice[gpu]')",
-    "evaluate": "'looktwice[adapters]'",
+    "evaluate": "'looktwice[evaluate]'",
     "train": "'looktwice[train]'",
     "convert-expert": "'looktwice[adapters]'",
 }

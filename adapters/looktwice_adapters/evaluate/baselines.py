@@ -1,5 +1,6 @@
 """Baselines: a name on the command line -> a judge, beside which ours stands in one table."""
 
+import logging
 from collections.abc import Callable
 
 from looktwice_adapters.evaluate.judge import Judge
@@ -27,6 +28,7 @@ def baseline(spec: str, seed: int) -> Judge:
         KeyError: there is no such baseline.
         BaselineError: there is, but it cannot run here.
     """
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of every retry
     kind, _, argument = spec.partition(":")
     return BASELINES[kind](argument, seed)
 

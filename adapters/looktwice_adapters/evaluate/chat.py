@@ -32,13 +32,14 @@ def connect(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=url.rstrip("/"), api_key=key)
 
 
-def one_line(error: openai.APIError, url: str) -> str:
-    """What went wrong with a request to `url`, for a person."""
+def one_line(error: openai.APIError) -> str:
+    """What went wrong with a request, and where, for a person."""
+    address = error.request.url
     if isinstance(error, openai.APIConnectionError):
-        return f"no answer from {url}: {error.__cause__ or error}"
+        return f"no answer from {address}: {error.__cause__ or error}"
     body = error.body if isinstance(error.body, dict) else {}
     status = getattr(error, "status_code", "an error")
-    return f"{url} answered {status}: {' '.join(str(body.get('message') or error).split())}"
+    return f"{address} answered {status}: {' '.join(str(body.get('message') or error).split())}"
 
 
 def data_uri(sample: Sample) -> str:
@@ -69,6 +70,12 @@ class Chat:
         """
         self.client = connect(url)
         self.model = model or self.client.models.list().data[0].id
+
+    @classmethod
+    def at(cls, address: str) -> "Chat":
+        """Connect to `URL` or `URL#MODEL`; raises as above."""
+        url, _, model = address.partition("#")
+        return cls(url, model or None)
 
     def complete(
         self, question: str, pictures: Sequence[Sample] = (), earlier: Turns = (), **options: Any

@@ -2,17 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from looktwice_adapters.datasets import Sample
     from looktwice_adapters.evaluate.judge import Judge
-    from looktwice_adapters.evaluate.product import Asked
-    from looktwice_adapters.evaluate.results import Row
 
 NANO = "models/nano"
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -39,7 +35,11 @@ CHECKOUT = Path(__file__).resolve().parents[3]
     show_default=True,
     help="Normal reference pictures of each product, from train/good or, without one, test/good.",
 )
-@click.option("--limit", type=click.IntRange(1), help="At most this many test pictures a product.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    help="At most this many test pictures a product, and pictures a file of questions.",
+)
 @click.option("--seed", default=0, show_default=True, help="What --shots and --limit draw.")
 @click.option(
     "--draws",
@@ -118,61 +118,50 @@ def evaluate(
         raise click.UsageError("--answers and --questions ask a server: give its --url")
     if url and model:
         raise click.UsageError("--url measures the server's model: leave out --model")
-    _check_baselines(baselines)
+    from looktwice_adapters.evaluate.baselines import BASELINES
+
+    for spec in baselines:
+        if spec.partition(":")[0] not in BASELINES:
+            raise click.UsageError(f"--baseline {spec}: known are {', '.join(BASELINES)}")
     import openai
 
     from looktwice_adapters.checkpoint import ExpertFileError
-    from looktwice_adapters.evaluate.chat import one_line
+    from looktwice_adapters.evaluate import run
+    from looktwice_adapters.evaluate.chat import Chat, one_line
     from looktwice_adapters.evaluate.results import Report, table, write_csv
 
-    settings: dict[str, Any] = {
-        "model": str(url or model or NANO), "shots": shots, "limit": limit, "seed": seed,
-        "draws": draws,
-    }  # fmt: skip
+    ours, others, reasoning, said = None, [], {}, {}
     try:
-        ours, others = None, []
         if datasets:
-            products = _read(datasets, shots, limit, seed)
-            ours = _row(_our_judge(model, url), products, draws, _asker(url) if answers else None)
-            others = [_baseline_row(spec, seed, products, draws) for spec in baselines]
-        reasoning = dict(_asked(questions, images, url or "", marker, out))
+            products = run.read_products(datasets, shots, limit, seed)
+            ask = run.yes_or_no(url) if url and answers else None
+            ours = run.judge_row(_our_judge(model, url), products, draws, ask)
+            others = [run.baseline_row(spec, seed, products, draws) for spec in baselines]
+        for path in questions:
+            folder, judge = images or path.parent, Chat.at(marker) if marker else None
+            chat = Chat(url or "")
+            reasoning[path.name], said[path.stem] = run.ask_questions(
+                path, folder, chat, judge, limit, seed
+            )
     except openai.APIError as error:
-        raise click.ClickException(one_line(error, url or "")) from error
+        raise click.ClickException(one_line(error)) from error
     except (ExpertFileError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    report = Report(ours, tuple(others), reasoning, settings)
+    settings = {"model": str(url or model or NANO), "shots": shots, "limit": limit, "seed": seed}
+    report = Report(ours, tuple(others), reasoning, settings | {"draws": draws})
     if out is not None:
         from looktwice_adapters.evaluate.report import write_html
 
         out.mkdir(parents=True, exist_ok=True)
         (out / "metrics.json").write_text(json.dumps(report.as_json(), indent=1))
+        for name, rows in said.items():
+            (out / f"{name}_answers.json").write_text(json.dumps(rows, indent=1))
         write_csv(report, out)
         write_html(report, out / "report.html")
     click.echo(json.dumps(report.as_json()) if as_json else table(report))
     problems = [f"{row.name} was not run: {row.problem}" for row in others if row.problem]
     if problems:
         raise click.ClickException("; ".join(problems))
-
-
-Products = dict[str, dict[str, tuple[list["Sample"], list["Sample"]]]]
-
-
-def _read(datasets: tuple[Path, ...], shots: int, limit: int | None, seed: int) -> Products:
-    """Set -> product -> its references and its test pictures."""
-    from dataclasses import replace
-
-    from looktwice_adapters.evaluate.judge import drawn, split
-    from looktwice_adapters.layouts import read_dataset
-
-    found: Products = {}
-    for root in (path.resolve() for path in datasets):
-        products = found.setdefault(root.name, {})
-        for name, samples in read_dataset(root).items():
-            label = name if name == root.name else f"{root.name}/{name}"
-            named = [replace(sample, product=label) for sample in samples]
-            references, test = split(named, shots, seed)
-            products[label] = references, drawn(test, limit, seed)
-    return found
 
 
 def _our_judge(model: Path | None, url: str | None) -> "Judge":
@@ -194,104 +183,3 @@ def _nano() -> Path:
         if home.is_dir():
             return home
     raise ValueError(f"there is no {NANO} here: give --model or --url")
-
-
-def _asker(url: str | None) -> "Callable[[Sample], Asked]":
-    from looktwice_adapters.evaluate.chat import DEFECT_QUESTION, Chat
-    from looktwice_adapters.train.agreement import said_yes
-
-    chat = Chat(url or "")
-
-    def ask(sample: "Sample") -> "Asked":
-        words = chat.ask(DEFECT_QUESTION, [sample])
-        return words, said_yes(words)
-
-    return ask
-
-
-def _row(
-    judge: "Judge",
-    products: Products,
-    draws: int,
-    ask: "Callable[[Sample], Asked] | None" = None,
-) -> "Row":
-    from looktwice_adapters.evaluate.product import measure, run_product
-    from looktwice_adapters.evaluate.results import Row
-
-    try:
-        return Row(
-            judge.name,
-            {
-                set_name: {
-                    name: measure(run_product(judge, test, references, ask), draws)
-                    for name, (references, test) in members.items()
-                }
-                for set_name, members in products.items()
-            },
-        )
-    finally:
-        judge.close()
-
-
-def _check_baselines(baselines: tuple[str, ...]) -> None:
-    from looktwice_adapters.evaluate.baselines import BASELINES
-
-    for spec in baselines:
-        if spec.partition(":")[0] not in BASELINES:
-            raise click.UsageError(f"--baseline {spec}: known are {', '.join(BASELINES)}")
-
-
-def _baseline_row(spec: str, seed: int, products: Products, draws: int) -> "Row":
-    """Its figures, or the row that says why there are none."""
-    from looktwice_adapters.evaluate.baselines import BaselineError, baseline
-    from looktwice_adapters.evaluate.judge import ReferencesError
-    from looktwice_adapters.evaluate.results import Row
-
-    try:
-        return _row(baseline(spec, seed), products, draws)
-    except (BaselineError, ReferencesError) as error:
-        return Row(spec, problem=str(error))
-
-
-def _asked(
-    questions: tuple[Path, ...],
-    images: Path | None,
-    url: str,
-    marker: str | None,
-    out: Path | None,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """File name -> figures; the answers themselves go to `out`."""
-    from dataclasses import asdict
-
-    from looktwice_adapters.evaluate.chat import Chat
-    from looktwice_adapters.evaluate.multiple_choice import (
-        ask_choices,
-        choice_figures,
-        read_choices,
-    )
-    from looktwice_adapters.evaluate.reasoning import (
-        ask_dialogues,
-        read_dialogues,
-        reasoning_figures,
-    )
-
-    for path in questions:
-        try:
-            content = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from None
-        folder = images or path.parent
-        judge: Chat | None = None
-        if marker:
-            address, _, name = marker.partition("#")
-            judge = Chat(address, name or None)
-        if isinstance(content, dict):
-            chosen = ask_choices(Chat(url), read_choices(content), folder)
-            figures, said = choice_figures(chosen), [asdict(one) for one in chosen]
-        else:
-            replies = ask_dialogues(Chat(url), read_dialogues(content), folder, judge)
-            figures, said = reasoning_figures(replies), [asdict(one) for one in replies]
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / f"{path.stem}_answers.json").write_text(json.dumps(said, indent=1))
-        yield path.name, figures

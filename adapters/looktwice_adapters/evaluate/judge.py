@@ -5,7 +5,7 @@ What `looktwice evaluate` measures is a judge: the expert in process, a server, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from looktwice_adapters.datasets import NORMAL, Sample
 from looktwice_adapters.facts import Verdict
 
 THRESHOLD = 0.5  # of a calibrated score
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,13 @@ def split(samples: Sequence[Sample], shots: int, seed: int) -> tuple[list[Sample
         raise ValueError(
             f"{test[0].product} has {len(pool)} pictures in {where}/{NORMAL}, --shots {shots}"
         )
-    chosen = np.random.default_rng(seed).choice(len(pool), shots, replace=False)
-    references = [pool[index] for index in sorted(chosen)]
+    references = drawn(pool, shots, seed)
     return references, [sample for sample in test if sample not in references]
 
 
-def drawn(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
-    """At most `limit` of the samples, by seed."""
-    if limit is None or limit >= len(samples):
-        return list(samples)
-    chosen = np.random.default_rng(seed).choice(len(samples), limit, replace=False)
-    return [samples[index] for index in sorted(chosen)]
+def drawn(items: Sequence[T], limit: int | None, seed: int) -> list[T]:
+    """At most `limit` of the items, by seed, in their order."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    chosen = np.random.default_rng(seed).choice(len(items), limit, replace=False)
+    return [items[index] for index in sorted(chosen)]

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from looktwice_adapters.evaluate.judge import THRESHOLD
@@ -57,6 +58,7 @@ def histogram(cases: Sequence[Case]) -> str:
             color=[NORMAL_COLOUR, ANOMALOUS_COLOUR],
             label=["normal", "anomalous"],
         )
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.axvline(THRESHOLD, color="#333", linewidth=0.8, linestyle="--")
         axes.set_title("Scores", loc="left")
         axes.legend(frameon=False, fontsize=7)

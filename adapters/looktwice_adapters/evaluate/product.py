@@ -101,13 +101,14 @@ def measure(cases: Sequence[Case], draws: int = 1000, seed: int = 0) -> ProductR
     everybody = np.arange(len(cases))
     drawn = draw(labels, figures, draws, seed)
     masks, maps, has_map = _pixels(cases)
-    if any(mask.any() for mask in masks):
+    pixels = pixel_metrics(masks, maps)
+    if pixels["pixel_auroc"] is not None:
         curves = PixelCurves.of(masks, maps)
         drawn |= draw(labels[has_map], curves.figures, draws, seed)
     statistics = [trivial_statistics(case.sample) for case in cases]
     metrics = Metrics(
         **figures(everybody),  # type: ignore[arg-type]
-        **pixel_metrics(masks, maps),  # type: ignore[arg-type]
+        **pixels,  # type: ignore[arg-type]
         **shortcut(labels, statistics),  # type: ignore[arg-type]
         n_normal=int((~labels).sum()),
         n_anomalous=int(labels.sum()),

@@ -71,7 +71,6 @@ def _products(report: Report) -> list[dict[str, Any]]:
     return found
 
 
-def _interval(metrics: Metrics, column: str) -> str:
-    """A figure's interval in percent, or nothing."""
-    bounds = metrics.intervals.get(column)
-    return f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}" if bounds else ""
+def _interval(metrics: Metrics, column: str) -> list[str]:
+    """A figure's interval in percent; empty where it has none."""
+    return [cell(column, bound) for bound in metrics.intervals.get(column, ())]

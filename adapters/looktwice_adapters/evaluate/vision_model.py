@@ -30,11 +30,10 @@ class VisionModelJudge:
         Raises:
             BaselineError: the server cannot be reached.
         """
-        url, _, model = address.partition("#")
         try:
-            self.chat = Chat(url, model or None)
+            self.chat = Chat.at(address)
         except openai.APIError as error:
-            raise BaselineError(one_line(error, url)) from error
+            raise BaselineError(one_line(error)) from error
         self.name = f"{self.chat.model} answers"
 
     def prepare(self, product: str, references: Sequence[Sample]) -> None:

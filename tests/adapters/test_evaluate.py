@@ -1,0 +1,321 @@
+"""`looktwice evaluate`, in process: what known detectors get, and what is printed and written."""
+
+import csv
+import html.parser
+import json
+from dataclasses import fields
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from looktwice_adapters.datasets import read_mask, read_sample
+from looktwice_adapters.evaluate.baselines import BaselineError
+from looktwice_adapters.evaluate.judge import Judgement, ReferencesError, split
+from looktwice_adapters.evaluate.report import write_html
+from looktwice_adapters.evaluate.results import Report, Row, table, write_csv
+from looktwice_adapters.evaluate.run import baseline_row, judge_row, read_products
+from looktwice_adapters.metrics import Metrics
+from looktwice_clients.cli import run
+
+DOCUMENTED = """image_auroc image_ap image_f1max pixel_auroc pixel_ap aupro verdict_accuracy
+verdict_precision verdict_recall verdict_f1 answer_accuracy ece shortcut_auroc n_normal
+n_anomalous""".split()
+
+
+class Known:
+    """A judge that does what it is told to."""
+
+    name = "known"
+
+    def __init__(self, judge):
+        self.judge = judge
+        self.prepared = []
+        self.closed = False
+
+    def prepare(self, product, references):
+        self.prepared.append((product, [sample.path.name for sample in references]))
+
+    def close(self):
+        self.closed = True
+
+
+def perfect(sample):
+    mask = read_mask(sample, (64, 80)).astype(np.float32)
+    return Judgement(*((0.9, "anomalous") if sample.anomalous else (0.1, "normal")), mask)
+
+
+def constant(_):
+    return Judgement(0.5, "anomalous", np.full((4, 5), 0.5, np.float32))
+
+
+def figures(judge, root, draws=50):
+    row = judge_row(Known(judge), read_products([root]), draws)
+    return row.products["cup"].metrics
+
+
+@pytest.fixture
+def many_cups(cups):
+    """More pictures, so that chance can be told from skill."""
+    for kind in ("good", "hole"):
+        for index in range(5, 60):
+            (cups / "test" / kind / f"{index}.png").symlink_to(f"{index % 5}.png")
+            if kind == "hole":
+                mask = cups / "ground_truth" / "hole" / f"{index}_mask.png"
+                mask.symlink_to(f"{index % 5}_mask.png")
+    return cups
+
+
+def test_a_perfect_detector_gets_100(cups):
+    metrics = figures(perfect, cups)
+    for name in DOCUMENTED[:10]:
+        assert getattr(metrics, name) == pytest.approx(1), name
+    assert metrics.intervals["image_auroc"] == (1, 1)
+    assert (metrics.n_normal, metrics.n_anomalous) == (5, 5)
+    assert metrics.ece == pytest.approx(0.1, abs=1e-6)
+
+
+def test_a_constant_detector_gets_50(cups):
+    metrics = figures(constant, cups)
+    assert metrics.image_auroc == metrics.pixel_auroc == metrics.verdict_accuracy == 0.5
+    assert metrics.aupro == pytest.approx(0.15)  # the diagonal's
+    assert metrics.intervals["image_auroc"] == (0.5, 0.5)
+
+
+def test_a_random_detector_gets_about_50_and_its_interval_says_so(many_cups):
+    rng = np.random.default_rng(0)
+
+    def random(_):
+        score = float(rng.random())
+        verdict = "anomalous" if score >= 0.5 else "normal"
+        return Judgement(score, verdict, rng.random((64, 80), np.float32))
+
+    metrics = figures(random, many_cups, draws=200)
+    assert metrics.image_auroc == pytest.approx(0.5, abs=0.12)
+    assert metrics.pixel_auroc == pytest.approx(0.5, abs=0.02)
+    assert metrics.verdict_accuracy == pytest.approx(0.5, abs=0.12)
+    low, high = metrics.intervals["image_auroc"]
+    assert low < 0.5 < high
+    assert 0.05 < high - low < 0.3
+
+
+def test_an_undecided_verdict_is_neither_right_nor_a_find(cups):
+    metrics = figures(lambda sample: Judgement(perfect(sample).score, "undecided"), cups)
+    assert metrics.verdict_accuracy == metrics.verdict_recall == 0
+    assert metrics.image_auroc == 1
+
+
+def test_a_detector_without_threshold_and_map_has_image_figures_only(cups):
+    metrics = figures(lambda sample: Judgement(100.0 * sample.anomalous), cups)
+    assert metrics.image_auroc == 1
+    for name in ("verdict_accuracy", "ece", "pixel_auroc", "aupro", "answer_accuracy"):
+        assert getattr(metrics, name) is None
+
+
+def test_the_trivial_statistic_that_gives_the_class_away_is_named(cups):
+    metrics = figures(constant, cups)
+    assert metrics.shortcut_auroc == 1
+    assert metrics.shortcut_name in ("mean brightness", "contrast", "gradient energy")
+
+
+def test_shots_are_drawn_from_train_by_seed(cups):
+    judge = Known(constant)
+    row = judge_row(judge, read_products([cups], shots=3, seed=1), 0)
+    [(product, names)] = judge.prepared
+    assert product == "cup"
+    assert len(set(names)) == 3
+    assert row.mean().n_normal == 5
+    assert judge.closed
+    [(again, _)] = read_products([cups], shots=3, seed=1)["cup"].values()
+    assert [sample.path.name for sample in again] == names
+    drawn = {
+        tuple(s.path.name for s in read_products([cups], 3, seed=s)["cup"]["cup"][0])
+        for s in range(9)
+    }
+    assert len(drawn) > 1
+
+
+def test_without_train_the_shots_leave_the_test(cups):
+    for path in (cups / "train" / "good").iterdir():
+        path.unlink()
+    [(references, test)] = read_products([cups], shots=2)["cup"].values()
+    assert len(references) == 2
+    assert len(test) == 8
+    assert not {sample.path for sample in references} & {sample.path for sample in test}
+
+
+def test_more_shots_than_normal_pictures_are_refused(cups):
+    with pytest.raises(ValueError, match=r"cup has 6 pictures in train/good, --shots 7"):
+        read_products([cups], shots=7)
+    with pytest.raises(ValueError, match="no test pictures"):
+        split([], 0, 0)
+
+
+def test_json_has_every_documented_key_as_a_number_or_null(cups):
+    found = Report(judge_row(Known(perfect), read_products([cups]), 20)).as_json()
+    assert set(DOCUMENTED) <= {field.name for field in fields(Metrics)}
+    for metrics in (found["categories"]["cup"], found["mean"]):
+        for name in DOCUMENTED:
+            value = metrics[name]
+            assert value is None or isinstance(value, int | float), name
+            assert value is None or name.startswith("n_") or 0 <= value <= 1
+    json.dumps(found)
+
+
+def test_the_mean_is_macro_and_sets_have_their_own(cups, tmp_path):
+    other = tmp_path / "plates"
+    (other / "one").mkdir(parents=True)
+    (other / "two").mkdir()
+    for name in ("one", "two"):
+        (other / name / "test").symlink_to(cups / "test")
+    products = read_products([cups, other])
+    row = judge_row(
+        Known(lambda s: perfect(s) if s.product == "cup" else constant(s)), products, 10
+    )
+    found = row.as_json()
+    assert list(found["categories"]) == ["cup", "plates/one", "plates/two"]
+    assert found["mean"]["image_auroc"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert found["sets"]["plates"]["image_auroc"] == 0.5
+    assert found["mean"]["n_normal"] == 15
+
+
+def test_the_csv_files_hold_what_the_json_holds(cups, tmp_path):
+    report = Report(judge_row(Known(perfect), read_products([cups]), 20))
+    write_csv(report, tmp_path)
+    with (tmp_path / "metrics.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["category"] for row in rows] == ["cup", "mean"]
+    assert float(rows[0]["image_auroc"]) == 1
+    assert float(rows[0]["image_auroc_low"]) == 1
+    with (tmp_path / "images.csv").open() as lines:
+        images = list(csv.DictReader(lines))
+    assert len(images) == 10
+    assert {(i["anomalous"], i["verdict"]) for i in images} == {("0", "normal"), ("1", "anomalous")}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects addresses and checks that tags close."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img", "br", "link", "hr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_report_needs_nothing_beside_it_and_shows_good_and_wrong_cases(cups, tmp_path):
+    def wrong_about_one(sample):
+        if sample.anomalous and sample.path.name == "2.png":
+            return Judgement(0.2, "normal", np.zeros((64, 80), np.float32))
+        return perfect(sample)
+
+    products = read_products([cups])
+    ours = judge_row(Known(wrong_about_one), products, 20)
+    other = Row("clip:<none>", problem="no weights & no network")
+    write_html(Report(ours, (other,)), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.addresses
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert "(wrong)" in text
+    assert "not run: no weights &amp; no network" in text
+    assert "<none>" not in text
+    assert len(text) < 2_000_000
+
+
+def test_a_report_of_large_pictures_stays_small(cups, tmp_path):
+    rng = np.random.default_rng(0)
+    for path in [*(cups / "test" / "good").iterdir(), *(cups / "test" / "hole").iterdir()]:
+        Image.fromarray(rng.integers(0, 255, (900, 1200, 3), np.uint8)).save(path)
+    ours = judge_row(Known(constant), read_products([cups]), 0)
+    write_html(Report(ours), tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+
+
+def test_the_overlay_leaves_normal_parts_alone_and_outlines_the_mask(cups):
+    from looktwice_adapters.evaluate.gallery import MASK_COLOUR, draw_overlay
+
+    [(_, test)] = read_products([cups])["cup"].values()
+    sample = next(sample for sample in test if sample.anomalous)
+    picture, mask = read_sample(sample), read_mask(sample, (64, 80))
+    drawn = draw_overlay(picture, mask.astype(np.float32), mask)
+    away = ~cv2.dilate(mask.astype(np.uint8), np.ones((9, 9))).astype(bool)
+    assert (drawn[away] == picture[away]).all()
+    assert (drawn[mask] != picture[mask]).any()
+    assert (drawn == MASK_COLOUR).all(-1).sum() > 20
+
+
+def test_a_baseline_that_cannot_run_is_a_row_that_says_so(cups, monkeypatch):
+    def impossible(argument, seed):
+        raise BaselineError(f"no weights {argument!r}")
+
+    def needs_shots(argument, seed):
+        judge = Known(constant)
+
+        def prepare(product, references):
+            raise ReferencesError("needs --shots 1 or more")
+
+        judge.prepare = prepare
+        return judge
+
+    from looktwice_adapters.evaluate import baselines
+
+    monkeypatch.setitem(baselines.BASELINES, "clip", impossible)
+    monkeypatch.setitem(baselines.BASELINES, "padim", needs_shots)
+    products = read_products([cups])
+    rows = tuple(baseline_row(spec, 0, products, 0) for spec in ("clip:X", "padim"))
+    report = Report(judge_row(Known(perfect), products, 0), rows)
+    assert report.as_json()["baselines"] == {
+        "clip:X": {"not_run": "no weights 'X'"},
+        "padim": {"not_run": "needs --shots 1 or more"},
+    }
+    assert "clip:X: not run" in table(report)
+
+
+def test_nano_is_measured_and_everything_is_written(cups, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(["evaluate", str(cups), "--draws", "20", "--json", "--out", str(out)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["categories"]["cup"]["n_anomalous"] == 5
+    assert printed["categories"]["cup"]["pixel_auroc"] > 0.5
+    assert json.loads((out / "metrics.json").read_text()) == printed
+    assert {path.name for path in out.iterdir()} == {
+        *("metrics.json", "metrics.csv", "images.csv", "report.html")
+    }
+
+
+def test_a_table_in_percent_is_printed_without_json(cups, capsys):
+    assert run(["evaluate", str(cups), "--draws", "0", "--limit", "4"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[:2] == ["img", "AUROC"]
+    assert second.startswith("cup ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ([], 2, "name a DATASET_DIR"),
+        (["{cups}", "--answers"], 2, "give its --url"),
+        (["{cups}", "--baseline", "magic"], 2, "known are clip, winclip, patchcore, padim, openai"),
+        (["{cups}", "--url", "http://127.0.0.1:9/v1", "--model", "{cups}"], 2, "leave out --model"),
+        (["{cups}/train"], 1, "no known data set layout"),
+        (["{cups}", "--model", "{cups}"], 1, "holds no config.json"),
+        (["{cups}", "--shots", "9"], 1, "cup has 6 pictures in train/good"),
+        (["{cups}", "--shots", "2"], 1, "give --url of a running server"),
+        (["{cups}", "--url", "http://127.0.0.1:9/v1"], 1, "no answer from http://127.0.0.1:9/v1"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_an_exit_code(cups, capsys, arguments, code, says):
+    assert run(["evaluate", *(word.format(cups=cups) for word in arguments)]) == code
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert says in error[0]

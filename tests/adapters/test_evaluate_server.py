@@ -1,0 +1,287 @@
+"""`looktwice evaluate --url`: inspections, references, answers and benchmarks on the wire."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from looktwice_adapters.evaluate.reasoning import similarity
+from looktwice_clients.cli import run
+from tests.adapters.scripted_server import completion, pictures_in, question_in, scripted_server
+
+
+def png(value, size=(40, 32)):
+    out = io.BytesIO()
+    Image.new("L", size, value).save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def picture_of(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def sees_bright(uri):
+    return int(picture_of(uri).max()) > 200
+
+
+def looktwice(method, path, body):
+    """Says that a bright picture is anomalous, in chat with one mistake: normal ones get a yes."""
+    if path == "/v1/inspections":
+        [uri] = body["images"]
+        score, verdict = (0.9, "anomalous") if sees_bright(uri) else (0.2, "normal")
+        inspection = {"score": score, "verdict": verdict, "map": {"png": png(int(255 * score))}}
+        return 200, {"object": "list", "data": [inspection]}
+    if path.startswith("/v1/references/"):
+        return 200, {"object": "reference"}
+    if path == "/v1/chat/completions":
+        return 200, completion("Yes, there is a dent.")
+    return 404, {"error": {"message": f"no route {path}"}}
+
+
+def evaluate(capsys, *arguments):
+    code = run(["evaluate", *map(str, arguments), "--json", "--draws", "0"])
+    return code, capsys.readouterr()
+
+
+def test_a_servers_inspections_are_measured(cups, capsys):
+    with scripted_server(looktwice) as server:
+        code, printed = evaluate(capsys, cups, "--url", server.url)
+    assert code == 0, printed.err
+    metrics = json.loads(printed.out)["mean"]
+    assert metrics["image_auroc"] == metrics["verdict_accuracy"] == 1
+    assert metrics["pixel_auroc"] > 0.5
+    assert metrics["answer_accuracy"] is None
+    assert all(body["map"] is True for body in server.bodies("/v1/inspections"))
+    assert all("reference" not in body for body in server.bodies("/v1/inspections"))
+
+
+def test_answers_are_asked_in_words_and_counted(cups, capsys):
+    with scripted_server(looktwice) as server:
+        code, printed = evaluate(capsys, cups, "--url", server.url, "--answers")
+    assert code == 0, printed.err
+    metrics = json.loads(printed.out)["mean"]
+    assert metrics["answer_accuracy"] == 0.5
+    assert metrics["answer_recall"] == 1
+    assert metrics["answer_precision"] == 0.5
+    asked = server.bodies("/v1/chat/completions")
+    assert len(asked) == 10
+    assert "Yes" in question_in(asked[0])
+    assert all(body["temperature"] == 0 and len(pictures_in(body)) == 1 for body in asked)
+
+
+def test_shots_are_put_on_the_server_used_and_taken_away_again(cups, capsys):
+    with scripted_server(looktwice) as server:
+        code, printed = evaluate(capsys, cups, "--url", server.url, "--shots", 2, "--seed", 1)
+    assert code == 0, printed.err
+    kept = [(method, path) for method, path, _ in server.requests if "references" in path]
+    assert kept == [
+        ("PUT", "/v1/references/evaluate-cup"),
+        ("DELETE", "/v1/references/evaluate-cup"),
+    ]
+    assert len(server.bodies("/v1/references/evaluate-cup")[0]["images"]) == 2
+    assert {b["reference"] for b in server.bodies("/v1/inspections")} == {"evaluate-cup"}
+
+
+def test_references_are_taken_away_when_the_evaluation_fails(cups, capsys):
+    def fails(method, path, body):
+        if path == "/v1/inspections":
+            return 400, {"error": {"message": "images[0]: too small"}}
+        return looktwice(method, path, body)
+
+    with scripted_server(fails) as server:
+        code, printed = evaluate(capsys, cups, "--url", server.url, "--shots", 1)
+    assert code == 1
+    assert printed.err.strip().endswith("/v1/inspections answered 400: images[0]: too small")
+    assert server.requests[-1][0] == "DELETE"
+
+
+def test_a_vision_model_is_a_baseline_scored_by_its_yes(cups, capsys):
+    def model(method, path, body):
+        bright = sees_bright(pictures_in(body)[0])
+        top = [
+            {"token": " Yes", "logprob": -0.1 if bright else -2.0, "bytes": None},
+            {"token": "No", "logprob": -2.0 if bright else -0.1, "bytes": None},
+        ]
+        first = {"token": "No", "logprob": -0.1, "bytes": None, "top_logprobs": top}
+        return 200, completion("Yes." if bright else "No.", logprobs={"content": [first]})
+
+    with scripted_server(model) as server:
+        code, printed = evaluate(capsys, cups, "--baseline", f"openai:{server.url}#big")
+    assert code == 0, printed.err
+    [(name, row)] = json.loads(printed.out)["baselines"].items()
+    assert name == "big answers"
+    assert row["mean"]["image_auroc"] == row["mean"]["verdict_accuracy"] == 1
+    assert row["mean"]["pixel_auroc"] is None
+    assert row["mean"]["ece"] == pytest.approx(1 - 1 / (1 + np.exp(-1.9)), abs=1e-6)
+    assert {body["model"] for body in server.bodies("/v1/chat/completions")} == {"big"}
+
+
+def test_a_vision_model_without_log_probabilities_scores_yes_and_no(cups, capsys):
+    with scripted_server(lambda *_: (200, completion("I cannot tell."))) as server:
+        code, printed = evaluate(capsys, cups, "--baseline", f"openai:{server.url}")
+    assert code == 0, printed.err
+    [row] = json.loads(printed.out)["baselines"].values()
+    assert row["mean"]["image_auroc"] == 0.5
+    assert row["mean"]["verdict_accuracy"] == 0
+
+
+def test_a_baseline_that_is_not_there_is_a_row_that_was_not_run(cups, capsys):
+    address = "http://127.0.0.1:9/v1"
+    code, printed = evaluate(capsys, cups, "--baseline", f"openai:{address}")
+    assert code == 1
+    row = json.loads(printed.out)["baselines"][f"openai:{address}"]
+    assert row["not_run"].startswith(f"no answer from {address}")
+    assert "was not run" in printed.err
+
+
+MMAD = {
+    "cup/test/good/0.png": [("Anomaly Detection", "Any defect?", {"A": "Yes.", "B": "No."}, "B")],
+    "cup/test/hole/0.png": [
+        ("Anomaly Detection", "Any defect?", {"A": "Yes.", "B": "No."}, "A"),
+        ("Defect Localization", "Where?", {"A": "Top.", "B": "Left.", "C": "Top left."}, "C"),
+        ("Object Details", "What colour?", {"A": "Red.", "B": "Grey."}, "B"),
+    ],
+    "cup/test/hole/1.png": [("Anomaly Detection", "Any defect?", {"A": "Yes.", "B": "No."}, "A")],
+}
+
+
+@pytest.fixture
+def mmad(cups):
+    path = cups.parent / "mmad.json"
+    keys = ("type", "Question", "Options", "Answer")
+    path.write_text(
+        json.dumps(
+            {
+                image: {"conversation": [dict(zip(keys, turn, strict=True)) for turn in turns]}
+                for image, turns in MMAD.items()
+            }
+        )
+    )
+    return path
+
+
+def test_multiple_choice_is_counted_as_mmad_does(mmad, tmp_path, capsys):
+    def model(method, path, body):
+        question = question_in(body)
+        if "Any defect?" in question:
+            return 200, completion("A. Yes.")
+        return 200, completion("It is at the top left." if "Where?" in question else "no idea")
+
+    with scripted_server(model) as server:
+        code, printed = evaluate(
+            capsys, "--url", server.url, "--questions", mmad, "--out", tmp_path / "out"
+        )
+    assert code == 0, printed.err
+    figures = json.loads(printed.out)["reasoning"]["mmad.json"]
+    detection = figures["subtasks"]["Anomaly Detection"]
+    assert detection == {"accuracy": 0.5, "chance": 0.5, "questions": 3}  # normal 0, anomalous 1
+    assert figures["subtasks"]["Defect Localization"]["accuracy"] == 1
+    assert figures["subtasks"]["Object Analysis"]["accuracy"] == 0
+    assert figures["average"] == pytest.approx((0.5 + 1 + 0) / 3)
+    assert figures["unreadable"] == 1
+    answers = json.loads((tmp_path / "out" / "mmad_answers.json").read_text())
+    assert [answer["letter"] for answer in answers] == ["A", "A", "C", None, "A"]
+    assert "average of the subtasks" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.fixture
+def dialogues(cups):
+    path = cups.parent / "visa_dr.json"
+    entry = {
+        "image": "cup/test/hole/0.png",
+        "questions": ["Is there a defect?", "What should be done?"],
+        "answers": ["Yes, there is a hole in the middle.", "Take the cup out of the line."],
+    }
+    path.write_text(json.dumps([entry]))
+    return path
+
+
+def test_dialogues_are_held_with_the_models_own_answers_and_marked(dialogues, capsys):
+    def model(method, path, body):
+        first = len(body["messages"]) == 1
+        return 200, completion("Yes, there is a hole in the middle." if first else "Sing a song.")
+
+    def marker(method, path, body):
+        assert pictures_in(body) == []
+        return 200, completion("2" if "Sing a song." in question_in(body) else "10 of 10")
+
+    with scripted_server(model) as server, scripted_server(marker) as judge:
+        arguments = ("--url", server.url, "--questions", dialogues, "--judge", f"{judge.url}#m")
+        code, printed = evaluate(capsys, *arguments)
+    assert code == 0, printed.err
+    figures = json.loads(printed.out)["reasoning"]["visa_dr.json"]
+    first, second = figures["turns"]
+    assert (first["rouge_l"], first["mark"]) == (1, 1)
+    assert first["similarity"] == pytest.approx(1, abs=1e-5)
+    assert second["rouge_l"] < 0.3
+    assert second["similarity"] < 0.5
+    assert second["mark"] == 0.2
+    assert figures["mark"] == 0.6
+    asked = server.bodies("/v1/chat/completions")
+    assert [len(body["messages"]) for body in asked] == [1, 3]
+    assert asked[1]["messages"][1]["content"] == "Yes, there is a hole in the middle."
+    assert len(pictures_in(asked[1])) == 1
+
+
+def test_without_a_judge_there_is_no_mark(dialogues, capsys):
+    with scripted_server(lambda *_: (200, completion("Yes."))) as server:
+        code, printed = evaluate(capsys, "--url", server.url, "--questions", dialogues)
+    assert code == 0, printed.err
+    assert json.loads(printed.out)["reasoning"]["visa_dr.json"]["mark"] is None
+
+
+def test_paraphrases_are_alike_where_rouge_sees_nothing():
+    told = "The part has a scratch."
+    assert similarity(told, "A scrape is visible on the component.") > 0.4
+    assert similarity(told, "It is raining in Lisbon.") < 0.2
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "is no JSON"),
+        ('{"a.png": {"conversation": [{"Question": "?"}]}}', "a question without Options"),
+        ('{"a.png": 3}', "neither MMAD's nor VisA-D&R's"),
+        ('[{"image": "a.png", "questions": ["?"], "answers": []}]', "1 questions and 0 answers"),
+        ('[{"questions": ["?"]}]', "entry 0 names no image"),
+        ('[{"image": "a.png", "questions": ["?"], "answers": ["!"]}]', "No such file"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_in_one_line(tmp_path, capsys, content, says):
+    (tmp_path / "questions.json").write_text(content)
+    with scripted_server(lambda *_: (200, completion("A"))) as server:
+        code, printed = evaluate(
+            capsys, "--url", server.url, "--questions", tmp_path / "questions.json"
+        )
+    assert code == 1
+    [line] = printed.err.strip().splitlines()
+    assert says in line
+
+
+LETTERS = {"A": "Broken piece.", "B": "Water stain.", "C": "Top left.", "D": "Top."}
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        ("B", "B"),
+        ("(B)", "B"),
+        ("B. Water stain.", "B"),
+        ("Answer: B.", "B"),
+        ("The correct answer is b.", "B"),
+        ("A water stain is visible.", "B"),
+        ("The defect is top left.", "C"),
+        ("At the top of it.", "D"),
+        ("Brokn piece", "A"),
+        ("E. Something else.", None),
+        ("I do not know that.", None),
+        ("", None),
+    ],
+)
+def test_an_answer_names_an_option_by_letter_or_words(said, letter):
+    from looktwice_adapters.evaluate.multiple_choice import chosen_letter
+
+    assert chosen_letter(said, LETTERS) == letter
