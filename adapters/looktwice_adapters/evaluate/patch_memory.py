@@ -15,8 +15,7 @@ from torchvision.transforms.v2.functional import InterpolationMode, normalize, r
 from looktwice_adapters.datasets import Sample, read_sample
 from looktwice_adapters.evaluate.baselines import RANDOM, BaselineError, first_line
 from looktwice_adapters.evaluate.judge import Judgement, ReferencesError
-from looktwice_adapters.train.features import lite0_weights
-from looktwice_adapters.train.tower import load_lite0
+from looktwice_adapters.towers import lite0_weights, load_lite0
 
 LITE0 = "tf_efficientnet_lite0"
 SIDE = 256

@@ -28,13 +28,12 @@ from looktwice_adapters.datasets import (
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig, peak_logit
 from looktwice_adapters.losses import dice_loss, focal_loss, image_loss
-from looktwice_adapters.towers import TimmTower, enriched
+from looktwice_adapters.towers import TimmTower, enriched, lite0_weights
 from looktwice_adapters.train.features import (
     TOWER,
     Shard,
     ShardPlan,
     frozen_tower,
-    lite0_weights,
     make_shards,
     read_shard,
 )

