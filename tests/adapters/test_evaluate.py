@@ -276,7 +276,7 @@ def test_a_baseline_that_cannot_run_is_a_row_that_says_so(cups, monkeypatch):
     report = Report(judge_row(Known(perfect), products, 0), rows)
     assert report.as_json()["baselines"] == {
         "clip:X": {"not_run": "no weights 'X'"},
-        "padim": {"not_run": "needs --shots 1 or more"},
+        "known": {"not_run": "needs --shots 1 or more"},
     }
     assert "clip:X: not run" in table(report)
 
@@ -310,7 +310,7 @@ def test_a_table_in_percent_is_printed_without_json(cups, capsys):
         (["{cups}/train"], 1, "no known data set layout"),
         (["{cups}", "--model", "{cups}"], 1, "holds no config.json"),
         (["{cups}", "--shots", "9"], 1, "cup has 6 pictures in train/good"),
-        (["{cups}", "--shots", "2"], 1, "give --url of a running server"),
+        (["{cups}", "--shots", "2"], 1, "nano was not run: the expert in process takes no"),
         (["{cups}", "--url", "http://127.0.0.1:9/v1"], 1, "no answer from http://127.0.0.1:9/v1"),
     ],
 )

@@ -1,6 +1,7 @@
 """Baselines: a name on the command line -> a judge, beside which ours stands in one table."""
 
 import logging
+import warnings
 from collections.abc import Callable
 
 from looktwice_adapters.evaluate.judge import Judge
@@ -30,7 +31,9 @@ def baseline(spec: str, seed: int) -> Judge:
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of every retry
     kind, _, argument = spec.partition(":")
-    return BASELINES[kind](argument, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the libraries import from each other
+        return BASELINES[kind](argument, seed)
 
 
 def _clip(argument: str, seed: int) -> Judge:

@@ -159,7 +159,7 @@ def evaluate(
         write_csv(report, out)
         write_html(report, out / "report.html")
     click.echo(json.dumps(report.as_json()) if as_json else table(report))
-    problems = [f"{row.name} was not run: {row.problem}" for row in others if row.problem]
+    problems = [f"{row.name} was not run: {row.problem}" for row in report.rows if row.problem]
     if problems:
         raise click.ClickException("; ".join(problems))
 

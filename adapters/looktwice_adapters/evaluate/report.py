@@ -31,6 +31,7 @@ def write_html(report: Report, path: Path) -> None:
             report=report,
             columns=_columns(report),
             means=[(row, row.mean() if row.products else None) for row in report.rows],
+            categories=max((len(row.products) for row in report.rows), default=0),
             products=_products(report),
         ),
         encoding="utf-8",

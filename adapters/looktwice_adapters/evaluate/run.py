@@ -13,7 +13,7 @@ from looktwice_adapters.evaluate.baselines import BaselineError, baseline
 from looktwice_adapters.evaluate.chat import DEFECT_QUESTION, Chat, one_line
 from looktwice_adapters.evaluate.judge import Judge, ReferencesError, drawn, split
 from looktwice_adapters.evaluate.multiple_choice import ask_choices, choice_figures, read_choices
-from looktwice_adapters.evaluate.product import Asked, measure, run_product
+from looktwice_adapters.evaluate.product import Asked, ProductResult, measure, run_product
 from looktwice_adapters.evaluate.reasoning import (
     ask_dialogues,
     read_dialogues,
@@ -52,13 +52,22 @@ def judge_row(
     draws: int,
     ask: Callable[[Sample], Asked] | None = None,
 ) -> Row:
-    """A judge's results on all products; it is closed at the end."""
-    sets: dict[str, dict[str, Any]] = {}
+    """A judge's results on all products, or why it has none; it is closed at the end.
+
+    Args:
+        judge: whose figures they are.
+        products: as read.
+        draws: of the bootstrap.
+        ask: whether there is a defect, in words; None to ask nothing.
+    """
+    sets: dict[str, dict[str, ProductResult]] = {}
     try:
         for set_name, members in products.items():
             for name, (references, test) in members.items():
                 cases = run_product(judge, test, references, ask)
                 sets.setdefault(set_name, {})[name] = measure(cases, draws)
+    except ReferencesError as error:
+        return Row(judge.name, problem=str(error))
     finally:
         judge.close()
     return Row(judge.name, sets)
@@ -68,7 +77,7 @@ def baseline_row(spec: str, seed: int, products: Products, draws: int) -> Row:
     """A baseline's results, or the row that says why there are none."""
     try:
         return judge_row(baseline(spec, seed), products, draws)
-    except (BaselineError, ReferencesError) as error:
+    except BaselineError as error:
         return Row(spec, problem=str(error))
     except openai.APIError as error:
         return Row(spec, problem=one_line(error))
