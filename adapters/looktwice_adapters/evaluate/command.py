@@ -2,13 +2,15 @@
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from looktwice_adapters.evaluate.judge import Judge
+    from looktwice_adapters.evaluate.detector import ExpertJudge
+    from looktwice_adapters.evaluate.server import ServerJudge
 
 NANO = "models/nano"
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -131,24 +133,29 @@ def evaluate(
     from looktwice_adapters.evaluate.results import Report, table, write_csv
 
     ours, others, reasoning, said = None, [], {}, {}
+    settings: dict[str, Any] = {
+        "looktwice": version("looktwice"),
+        "model": str(url or model or NANO),
+    }
     try:
         if datasets:
             products = run.read_products(datasets, shots, limit, seed)
             ask = run.yes_or_no(url) if url and answers else None
-            ours = run.judge_row(_our_judge(model, url), products, draws, ask)
+            judge = _our_judge(model, url)
+            ours = run.judge_row(judge, products, draws, ask)
+            settings["expert"] = judge.expert
             others = [run.baseline_row(spec, seed, products, draws) for spec in baselines]
         for path in questions:
-            folder, judge = images or path.parent, Chat.at(marker) if marker else None
-            chat = Chat(url or "")
+            asked, marks = Chat(url or ""), Chat.at(marker) if marker else None
             reasoning[path.name], said[path.stem] = run.ask_questions(
-                path, folder, chat, judge, limit, seed
+                path, images or path.parent, asked, marks, limit, seed
             )
     except openai.APIError as error:
         raise click.ClickException(one_line(error)) from error
     except (ExpertFileError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    settings = {"model": str(url or model or NANO), "shots": shots, "limit": limit, "seed": seed}
-    report = Report(ours, tuple(others), reasoning, settings | {"draws": draws})
+    settings |= {"shots": shots, "limit": limit, "seed": seed, "draws": draws}
+    report = Report(ours, tuple(others), reasoning, settings)
     if out is not None:
         from looktwice_adapters.evaluate.report import write_html
 
@@ -164,7 +171,7 @@ def evaluate(
         raise click.ClickException("; ".join(problems))
 
 
-def _our_judge(model: Path | None, url: str | None) -> "Judge":
+def _our_judge(model: Path | None, url: str | None) -> "ExpertJudge | ServerJudge":
     if url:
         from looktwice_adapters.evaluate.server import ServerJudge
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from looktwice_adapters.anomaly_map import stitch
-from looktwice_adapters.checkpoint import load_expert
+from looktwice_adapters.checkpoint import file_hash, load_expert
 from looktwice_adapters.datasets import AnyRes, Sample, read_sample
 from looktwice_adapters.evaluate.judge import THRESHOLD, Judgement, ReferencesError
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
@@ -85,8 +85,10 @@ class ExpertJudge:
 
     def __init__(self, folder: Path) -> None:
         """Load the checkpoint of a folder; raises as `Detector.from_folder`."""
-        self.name = folder.name
+        self.name = folder.resolve().name
         self.detector = Detector.from_folder(folder)
+        section = json.loads((folder / "config.json").read_text())["anomaly_expert"]
+        self.expert: str | None = file_hash(folder / section["weights"])
 
     def prepare(self, product: str, references: Sequence[Sample]) -> None:
         """Nothing to do without references.

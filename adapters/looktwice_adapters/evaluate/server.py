@@ -22,6 +22,7 @@ class ServerJudge:
         self.client = connect(url)
         self.name = self.client.models.list().data[0].id
         self.reference: str | None = None
+        self.expert: str | None = None  # hash of its weights, once it has judged
 
     def prepare(self, product: str, references: Sequence[Sample]) -> None:
         """Store the product's references under a name of their own; drop the last product's."""
@@ -39,6 +40,7 @@ class ServerJudge:
             body["reference"] = self.reference
         answer: Any = self.client.post("/inspections", cast_to=object, body=body)
         [inspection] = answer["data"]
+        self.expert = inspection.get("expert")
         png = base64.b64decode(inspection["map"]["png"])
         with Image.open(io.BytesIO(png)) as image:
             grey = np.asarray(image.convert("L"), np.float32)
