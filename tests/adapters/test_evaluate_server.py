@@ -119,8 +119,14 @@ def test_a_vision_model_is_a_baseline_scored_by_its_yes(cups, capsys):
     assert {body["model"] for body in server.bodies("/v1/chat/completions")} == {"big"}
 
 
-def test_a_vision_model_without_log_probabilities_scores_yes_and_no(cups, capsys):
-    with scripted_server(lambda *_: (200, completion("I cannot tell."))) as server:
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_vision_model_without_log_probabilities_scores_yes_and_no(cups, capsys, refuses):
+    def model(method, path, body):
+        if refuses and "logprobs" in body:
+            return 400, {"error": {"message": "logprobs is not supported"}}
+        return 200, completion("I cannot tell.")
+
+    with scripted_server(model) as server:
         code, printed = evaluate(capsys, cups, "--baseline", f"openai:{server.url}")
     assert code == 0, printed.err
     [row] = json.loads(printed.out)["baselines"].values()

@@ -91,7 +91,7 @@ class Chat:
             messages.append({"role": "user", "content": parts if len(parts) > 1 else text})
             if answer is not None:
                 messages.append({"role": "assistant", "content": answer})
-        options = {"temperature": 0, "max_tokens": MAX_TOKENS} | options
+        options = {"temperature": 0, "max_completion_tokens": MAX_TOKENS} | options
         answered = self.client.chat.completions.create(
             model=self.model, messages=messages, **options
         )

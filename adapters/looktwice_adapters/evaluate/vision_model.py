@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import openai
 
@@ -35,13 +36,20 @@ class VisionModelJudge:
         except openai.APIError as error:
             raise BaselineError(one_line(error)) from error
         self.name = f"{self.chat.model} answers"
+        self.options: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP}
 
     def prepare(self, product: str, references: Sequence[Sample]) -> None:
         """Nothing to prepare."""
 
     def judge(self, sample: Sample) -> Judgement:
         """Its yes or no as a verdict, undecided where it says neither."""
-        choice = self.chat.complete(DEFECT_QUESTION, [sample], logprobs=True, top_logprobs=TOP)
+        try:
+            choice = self.chat.complete(DEFECT_QUESTION, [sample], **self.options)
+        except openai.BadRequestError:
+            if not self.options:
+                raise
+            self.options = {}  # some servers refuse to give log-probabilities
+            return self.judge(sample)
         yes = said_yes(choice.message.content or "")
         share = _share_of_yes(choice)
         if share is None:
