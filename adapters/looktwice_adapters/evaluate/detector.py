@@ -59,17 +59,24 @@ class Detector:
         )
         return cls(expert, anyres)
 
-    @torch.inference_mode()
-    def raw(self, picture: NDArray[np.uint8]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a picture (H, W, 3): raw score (), crops' significance (B, h, w), stitched (H, W)."""
-        crops = self.anyres.crops(picture)
-        levels, final = self.expert.tower((crops.float() / 255 - 0.5) / 0.5)
-        output = self.expert(levels, final, [len(crops)])
+    def tokens(self, picture: NDArray[np.uint8]) -> tuple[list[Tensor], Tensor]:
+        """The expert's levels L x (B, N, C_l) and final tokens (B, N, C) of a picture (H, W, 3)."""
+        levels, final = self.expert.tower((self.anyres.crops(picture).float() / 255 - 0.5) / 0.5)
+        return levels, final
+
+    def stitched(self, significance: Tensor, picture: NDArray[np.uint8]) -> Tensor:
+        """The map (H, W) of a picture (H, W, 3) from that of its crops (B, h, w)."""
         height, width = picture.shape[:2]
         canvas = self.anyres.canvas((height, width))
         grid = (canvas[0] // self.anyres.side, canvas[1] // self.anyres.side)
-        whole = stitch(output.significance, grid, (width, height), self.anyres.side)
-        return output.score[0], output.significance, whole
+        return stitch(significance, grid, (width, height), self.anyres.side)
+
+    @torch.inference_mode()
+    def raw(self, picture: NDArray[np.uint8]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a picture (H, W, 3): raw score (), crops' significance (B, h, w), stitched (H, W)."""
+        levels, final = self.tokens(picture)
+        output = self.expert(levels, final, [len(final)])
+        return output.score[0], output.significance, self.stitched(output.significance, picture)
 
     def judge(self, picture: NDArray[np.uint8]) -> Judgement:
         """Calibrated score and anomaly map of a picture (H, W, 3)."""

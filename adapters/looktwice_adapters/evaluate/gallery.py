@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from looktwice_adapters.datasets import read_sample
-from looktwice_adapters.evaluate.product import Case
+from looktwice_adapters.evaluate.product import Case, telling
 
 LONGEST = 240  # pixels of a picture's longer side in the report
 QUALITY = 80  # of its JPEG
-BEST, WORST, WRONG = 2, 2, 4  # at most so many of each kind and class
 BLEND = (0.42, 0.65)  # scores up to the first leave the picture as it is, from the second cover it
 OPACITY = 0.7
 MASK_COLOUR = (0, 230, 255)
@@ -31,21 +30,7 @@ class Shown:
 
 def gallery(cases: Sequence[Case]) -> list[Shown]:
     """Best, worst and wrong cases of one product, none twice."""
-    anomalous = sorted((c for c in cases if c.sample.anomalous), key=lambda case: -case.score)
-    normal = sorted((c for c in cases if not c.sample.anomalous), key=lambda case: case.score)
-    wrong = [case for case in [*anomalous[::-1], *normal[::-1]] if case.wrong]
-    groups = {
-        "highest of the anomalous": anomalous[:BEST],
-        "lowest of the normal": normal[:BEST],
-        "lowest of the anomalous": anomalous[::-1][:WORST],
-        "highest of the normal": normal[::-1][:WORST],
-        "wrong verdict": wrong,
-    }
-    shown: list[Shown] = []
-    for title, members in groups.items():
-        fresh = [case for case in members if all(case is not other.case for other in shown)]
-        shown += [_shown(title, case) for case in fresh[:WRONG]]
-    return shown
+    return [_shown(title, case) for title, cases in telling(cases).items() for case in cases]
 
 
 def _shown(title: str, case: Case) -> Shown:

@@ -1,7 +1,7 @@
 """One product's test pictures and a judge -> what was said of each, and the figures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ from looktwice_adapters.metrics import (
 )
 
 LONGEST = 256  # pixels a side at which maps and masks are compared; nano's map has 28 tokens
+SHOWN, MOST_WRONG = 2, 4  # at most so many telling cases of each class, and wrong ones besides
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,32 @@ class Case:
         return self.verdict not in (None, "anomalous" if self.sample.anomalous else "normal")
 
 
+def telling(cases: Sequence[Case]) -> dict[str, list[Case]]:
+    """Title -> the cases of one product that say most about a judge, none twice."""
+    anomalous = sorted((c for c in cases if c.sample.anomalous), key=lambda case: -case.score)
+    normal = sorted((c for c in cases if not c.sample.anomalous), key=lambda case: case.score)
+    groups = {
+        "highest of the anomalous": anomalous[:SHOWN],
+        "lowest of the normal": normal[:SHOWN],
+        "lowest of the anomalous": anomalous[::-1][:SHOWN],
+        "highest of the normal": normal[::-1][:SHOWN],
+        "wrong verdict": [case for case in (*anomalous[::-1], *normal[::-1]) if case.wrong],
+    }
+    taken: list[Case] = []
+    for title, members in groups.items():
+        fresh = [case for case in members if all(case is not other for other in taken)]
+        groups[title] = fresh[:MOST_WRONG]
+        taken += groups[title]
+    return groups
+
+
 @dataclass(frozen=True)
 class ProductResult:
     """A judge's figures on one product."""
 
     metrics: Metrics
     draws: Draws
-    cases: list[Case]
+    cases: list[Case]  # the telling ones with map and mask, the others without
 
 
 Asked = tuple[str, bool | None]  # the answer's words, and whether they say yes
@@ -114,7 +134,15 @@ def measure(cases: Sequence[Case], draws: int = 1000, seed: int = 0) -> ProductR
         n_anomalous=int(labels.sum()),
         intervals=intervals(drawn),
     )
-    return ProductResult(metrics, drawn, list(cases))
+    return ProductResult(metrics, drawn, _thinned(cases))
+
+
+def _thinned(cases: Sequence[Case]) -> list[Case]:
+    """Maps of all pictures of all sets would not fit into memory."""
+    kept = {id(case) for members in telling(cases).values() for case in members}
+    return [
+        case if id(case) in kept else replace(case, anomaly_map=None, mask=None) for case in cases
+    ]
 
 
 def mean_result(results: Sequence[ProductResult]) -> Metrics:
