@@ -12,7 +12,7 @@ from PIL import Image
 
 from looktwice_adapters.datasets import read_mask, read_sample
 from looktwice_adapters.evaluate.baselines import BaselineError
-from looktwice_adapters.evaluate.judge import Judgement, ReferencesError, split
+from looktwice_adapters.evaluate.judge import Judgement, ReferencesError
 from looktwice_adapters.evaluate.report import write_html
 from looktwice_adapters.evaluate.results import Report, Row, table, write_csv
 from looktwice_adapters.evaluate.run import baseline_row, judge_row, read_products
@@ -148,8 +148,14 @@ def test_without_train_the_shots_leave_the_test(cups):
 def test_more_shots_than_normal_pictures_are_refused(cups):
     with pytest.raises(ValueError, match=r"cup has 6 pictures in train/good, --shots 7"):
         read_products([cups], shots=7)
-    with pytest.raises(ValueError, match="no test pictures"):
-        split([], 0, 0)
+
+
+def test_a_product_without_test_pictures_and_two_of_one_name_are_refused(cups, tmp_path):
+    with pytest.raises(ValueError, match="there are two products called cup"):
+        read_products([cups, cups])
+    (tmp_path / "empty" / "test" / "good").mkdir(parents=True)
+    with pytest.raises(ValueError, match="empty has no test pictures"):
+        read_products([tmp_path / "empty"])
 
 
 def test_json_has_every_documented_key_as_a_number_or_null(cups):

@@ -40,6 +40,10 @@ def read_products(
         products = found.setdefault(root.name, {})
         for name, samples in read_dataset(root).items():
             label = name if name == root.name else f"{root.name}/{name}"
+            if label in products:
+                raise ValueError(f"{root}: there are two products called {label}")
+            if not any(sample.split == "test" for sample in samples):
+                raise ValueError(f"{root}: {name} has no test pictures")
             named = [replace(sample, product=label) for sample in samples]
             references, test = split(named, shots, seed)
             products[label] = references, drawn(test, limit, seed)
