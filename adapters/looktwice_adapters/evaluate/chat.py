@@ -17,7 +17,7 @@ from PIL import Image
 from looktwice_adapters.datasets import Sample, read_sample
 
 # What Anomaly-OV's authors ask in their own test of detection.
-DEFECT_QUESTION = (
+AUTHORS_QUESTION = (
     "Are there any defects for the object in the image? Please reply with 'Yes' or 'No'."
 )
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from looktwice_adapters.evaluate.server import ServerJudge
 
 NANO = "models/nano"
+QUESTION = "Is there a defect in this picture?"
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 
@@ -30,6 +31,13 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 )
 @click.option("--url", help="Measure a running server instead, such as http://127.0.0.1:8000/v1.")
 @click.option("--answers", is_flag=True, help="Also ask --url about each picture, yes or no.")
+@click.option(
+    "--ask",
+    "question",
+    default=QUESTION,
+    show_default=True,
+    help="What --answers asks; yes must mean a defect.",
+)
 @click.option(
     "--shots",
     type=click.IntRange(0),
@@ -88,6 +96,7 @@ def evaluate(
     model: Path | None,
     url: str | None,
     answers: bool,
+    question: str,
     shots: int,
     limit: int | None,
     seed: int,
@@ -140,7 +149,7 @@ def evaluate(
     try:
         if datasets:
             products = run.read_products(datasets, shots, limit, seed)
-            ask = run.yes_or_no(url) if url and answers else None
+            ask = run.yes_or_no(url, question) if url and answers else None
             judge = _our_judge(model, url)
             ours = run.judge_row(judge, products, draws, ask)
             settings["expert"] = judge.expert

@@ -4,7 +4,6 @@ Each question is asked by itself, with the picture. Departs from MMAD's script: 
 names no option counts as wrong, where MMAD leaves it out.
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,7 +101,10 @@ def ask_choices(chat: Chat, choices: Sequence[Choice], folder: Path) -> list[Cho
 
 
 def chosen_letter(said: str, options: dict[str, str]) -> str | None:
-    """The option that an answer names: its letter, else its words, else the most similar words."""
+    """The option that an answer names: by its letter, else by its words, else by most of them.
+
+    "It is at the right" names "Middle right" where no other option has a word of it.
+    """
     letter = _LETTER.match(said)
     if letter and letter[1].upper() in options:
         return letter[1].upper()
@@ -112,8 +114,10 @@ def chosen_letter(said: str, options: dict[str, str]) -> str | None:
     if named:
         # The first that is named; of two at one place the longer, "top left" before "top".
         return min(named, key=lambda key: (plain.index(words[key]), -len(words[key])))
-    closest = difflib.get_close_matches(plain, words.values(), n=1)
-    return next((key for key, text in words.items() if text in closest), None)
+    spoken = set(plain.split())
+    shares = {key: len(spoken & set(t.split())) / len(t.split()) for key, t in words.items() if t}
+    best = [key for key, share in shares.items() if share == max(shares.values()) > 0]
+    return best[0] if len(best) == 1 else None
 
 
 def _plain(text: str) -> str:

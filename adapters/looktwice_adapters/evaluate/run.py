@@ -10,7 +10,7 @@ import openai
 
 from looktwice_adapters.datasets import Sample
 from looktwice_adapters.evaluate.baselines import BaselineError, baseline
-from looktwice_adapters.evaluate.chat import DEFECT_QUESTION, Chat, one_line
+from looktwice_adapters.evaluate.chat import Chat, one_line
 from looktwice_adapters.evaluate.judge import Judge, ReferencesError, drawn, split
 from looktwice_adapters.evaluate.multiple_choice import ask_choices, choice_figures, read_choices
 from looktwice_adapters.evaluate.product import Asked, ProductResult, measure, run_product
@@ -87,12 +87,12 @@ def baseline_row(spec: str, seed: int, products: Products, draws: int) -> Row:
         return Row(spec, problem=one_line(error))
 
 
-def yes_or_no(url: str) -> Callable[[Sample], Asked]:
-    """A function that asks the server whether a picture shows a defect."""
+def yes_or_no(url: str, question: str) -> Callable[[Sample], Asked]:
+    """A function that asks the server about a picture, yes meaning a defect."""
     chat = Chat(url)
 
     def ask(sample: Sample) -> Asked:
-        words = chat.ask(DEFECT_QUESTION, [sample])
+        words = chat.ask(question, [sample])
         return words, said_yes(words)
 
     return ask

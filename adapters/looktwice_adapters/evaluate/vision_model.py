@@ -8,7 +8,7 @@ import openai
 
 from looktwice_adapters.datasets import Sample
 from looktwice_adapters.evaluate.baselines import BaselineError
-from looktwice_adapters.evaluate.chat import DEFECT_QUESTION, Chat, one_line
+from looktwice_adapters.evaluate.chat import AUTHORS_QUESTION, Chat, one_line
 from looktwice_adapters.evaluate.judge import Judgement
 from looktwice_adapters.train.agreement import said_yes
 
@@ -44,7 +44,7 @@ class VisionModelJudge:
     def judge(self, sample: Sample) -> Judgement:
         """Its yes or no as a verdict, undecided where it says neither."""
         try:
-            choice = self.chat.complete(DEFECT_QUESTION, [sample], **self.options)
+            choice = self.chat.complete(AUTHORS_QUESTION, [sample], **self.options)
         except openai.BadRequestError:
             if not self.options:
                 raise
