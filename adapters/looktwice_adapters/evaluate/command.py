@@ -1,7 +1,6 @@
 """`looktwice evaluate`: data set folders -> a table of figures, JSON, CSV and an HTML report."""
 
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,8 @@ if TYPE_CHECKING:
     from looktwice_adapters.evaluate.server import ServerJudge
 
 NANO = "models/nano"
+NANO = "models/nano"
 QUESTION = "Is there a defect in this picture?"
-CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 @click.command()
@@ -185,17 +184,6 @@ def _our_judge(model: Path | None, url: str | None) -> "ExpertJudge | ServerJudg
         from looktwice_adapters.evaluate.server import ServerJudge
 
         return ServerJudge(url)
-    from looktwice_adapters.evaluate.detector import ExpertJudge
+    from looktwice_adapters.evaluate.detector import ExpertJudge, shipped_checkpoint
 
-    return ExpertJudge(model or _nano())
-
-
-def _nano() -> Path:
-    """The shipped checkpoint: here, under $LOOKTWICE_MODELS, or in the source checkout."""
-    homes = [Path(NANO), CHECKOUT / NANO]
-    if os.environ.get("LOOKTWICE_MODELS"):
-        homes.insert(1, Path(os.environ["LOOKTWICE_MODELS"]) / "nano")
-    for home in homes:
-        if home.is_dir():
-            return home
-    raise ValueError(f"there is no {NANO} here: give --model or --url")
+    return ExpertJudge(model or shipped_checkpoint())

@@ -4,6 +4,7 @@ The same crops, expert, stitching and calibration as the server's, without a lan
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,24 @@ from looktwice_adapters.datasets import AnyRes, Sample, read_sample
 from looktwice_adapters.evaluate.judge import THRESHOLD, Judgement, ReferencesError
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
 
+NANO = "models/nano"
+CHECKOUT = Path(__file__).resolve().parents[3]
 NOT_THE_EXPERTS = ("weights", "phrase_token_ids")  # of the section: the server's
+
+
+def shipped_checkpoint() -> Path:
+    """Where nano lies: here, under $LOOKTWICE_MODELS, or in the source checkout.
+
+    Raises:
+        CheckpointError: nowhere.
+    """
+    homes = [Path(NANO), CHECKOUT / NANO]
+    if os.environ.get("LOOKTWICE_MODELS"):
+        homes.insert(1, Path(os.environ["LOOKTWICE_MODELS"]) / "nano")
+    for home in homes:
+        if home.is_dir():
+            return home
+    raise CheckpointError(f"there is no {NANO} here: name a checkpoint folder")
 
 
 class CheckpointError(ValueError):
