@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from looktwice_adapters.evaluate.server import ServerJudge
 
 NANO = "models/nano"
-NANO = "models/nano"
 QUESTION = "Is there a defect in this picture?"
 
 
