@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from looktwice_clients.errors import ImageError
-from looktwice_clients.images import ImageSource, is_web_address, name_of
+from looktwice_clients.images import ImageSource, is_web_address, name_of, to_wire
 
 ANY_HOST = "*"
 
@@ -31,10 +31,11 @@ class AllowedPictures:
         """The picture that `name` stands for: a media id, a data URI, an address, or a file.
 
         A relative path is looked for in each of `roots`. Symbolic links and `..` are followed
-        first, and where they end counts.
+        first, and where they end counts. A file is read here and comes as a data URI.
 
         Raises:
-            ImageError: it is not open; whether such a file exists elsewhere is not told.
+            ImageError: it is not open, or no picture; neither where the folders are nor whether
+                such a file exists elsewhere is told.
         """
         if name in self.media:
             return self.media[name]
@@ -55,7 +56,14 @@ class AllowedPictures:
         names = ", ".join(sorted(opened)) or "none"
         raise ImageError(f"{name_of(name)}: not at an allowed host (allowed: {names})")
 
-    def _file(self, name: str) -> Path:
+    def _file(self, name: str) -> str:
+        path = self._path(name)
+        try:
+            return to_wire(path)
+        except ImageError as error:
+            raise ImageError(str(error).replace(name_of(path), name_of(name))) from None
+
+    def _path(self, name: str) -> Path:
         for root in self.roots:
             try:
                 base = root.resolve()

@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": "Run the OpenAI-compatible inspection server.",
     "inspect": "Score, verdict and regions of pictures.",
     "chat": "Talk about pictures in the terminal.",
+    "mcp": "Serve the inspection to assistants over MCP.",
     "evaluate": "Measure image and pixel metrics on data sets.",
     "train": "Train the papers' stages.",
     "convert-expert": "Convert the authors' released expert weights.",
@@ -30,6 +31,7 @@ COMMANDS = {
 EXTRAS = {
     "serve": "'looktwice[cpu]' (or 'looktwice[gpu]')",
     "evaluate": "'looktwice[adapters]'",
+    "mcp": "'looktwice[mcp]'",
     "train": "'looktwice[train]'",
     "convert-expert": "'looktwice[adapters]'",
 }

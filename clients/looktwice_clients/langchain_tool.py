@@ -88,7 +88,7 @@ class InspectionTool(BaseTool):
         self, image: str, reference: str | None = None, overlay: bool = False, **_: Any
     ) -> tuple[Content, Inspection]:
         try:
-            source = self._allowed.find(image)
+            source = await asyncio.to_thread(self._allowed.find, image)
             async with AsyncInspector(**self._connection) as inspector:
                 inspection = await inspector.inspect(source, reference, overlay)
             return await asyncio.to_thread(self._content, source, inspection), inspection

@@ -85,6 +85,12 @@ class WireHandler(BaseHTTPRequestHandler):
         elif self.path == "/v1/models" and self._admitted():
             models = [{"id": self.server.model, "object": "model", "created": 1, "owned_by": "x"}]
             self._json(200, {"object": "list", "data": models})
+        elif self.path == "/v1/references" and self._admitted():
+            names = self.server.references
+            data = [
+                {"object": "reference", "name": n, "version": "9f2c", "images": 8} for n in names
+            ]
+            self._json(200, {"object": "list", "model": self.server.model, "data": data})
         else:
             self._error(404, f"no {self.path} here")
 
@@ -197,6 +203,7 @@ class WireServer(ThreadingHTTPServer):
         self.key: str | None = None
         self.looktwice = True
         self.broken: dict[str, object] = {}
+        self.references: list[str] = ["bottle"]
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.under_way = 0
         self.most_under_way = 0

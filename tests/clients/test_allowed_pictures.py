@@ -8,6 +8,7 @@ from PIL import Image
 
 from looktwice_clients import ImageError
 from looktwice_clients.allowed_pictures import AllowedPictures
+from looktwice_clients.images import to_wire
 
 REFUSED = "no such picture in the allowed folders"
 
@@ -17,8 +18,9 @@ def line(tmp_path: Path) -> Path:
     """An open folder, a closed one beside it whose name starts the same, links between them."""
     for folder in ("line/deep", "line-secret"):
         (tmp_path / folder).mkdir(parents=True)
-    for name in ("line/a.png", "line/deep/b.png", "line-secret/c.png"):
-        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    for level, name in enumerate(("line/a.png", "line/deep/b.png", "line-secret/c.png")):
+        Image.new("RGB", (40, 30), (level, 0, 0)).save(tmp_path / name)
+    (tmp_path / "line/notes.png").write_text("the password is swordfish")
     (tmp_path / "line/out.png").symlink_to(tmp_path / "line-secret/c.png")
     (tmp_path / "line/out").symlink_to(tmp_path / "line-secret")
     (tmp_path / "line/in.png").symlink_to(tmp_path / "line/deep/b.png")
@@ -38,8 +40,8 @@ def line(tmp_path: Path) -> Path:
 )
 def test_a_picture_below_an_open_folder_is_found(line: Path, name: str, found: str) -> None:
     allowed = AllowedPictures([line])
-    assert allowed.find(name) == line / found
-    assert allowed.find(str(line / name)) == line / found
+    assert allowed.find(name) == to_wire(line / found)
+    assert allowed.find(str(line / name)) == to_wire(line / found)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,12 @@ def test_an_absolute_path_outside_is_refused_like_a_missing_one(line: Path) -> N
             AllowedPictures([line]).find(str(path))
         messages.add(str(refusal.value).replace("d.png", "c.png"))
     assert len(messages) == 1
+
+
+def test_a_file_that_is_no_picture_is_neither_shown_nor_located(line: Path) -> None:
+    with pytest.raises(ImageError) as refusal:
+        AllowedPictures([line]).find("notes.png")
+    assert str(refusal.value) == "notes.png: not a picture"
 
 
 def test_nothing_is_open_by_default_but_data_uris(line: Path) -> None:
