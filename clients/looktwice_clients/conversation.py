@@ -8,7 +8,7 @@ for it wait for the next one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
@@ -60,6 +60,20 @@ class _History:
         self._waiting: list[str] = []
         if image is not None:
             self.attach(image)
+
+    @property
+    def inspection(self) -> Inspection | None:
+        """That of the latest picture; None before the first answer about one."""
+        return self.inspections[-1] if self.inspections else None
+
+    @property
+    def reference(self) -> str | None:
+        """Name of the reference images that the coming turns compare with."""
+        return self.options.reference
+
+    @reference.setter
+    def reference(self, name: str | None) -> None:
+        self.options = replace(self.options, reference=name)
 
     def attach(self, image: ImageSource) -> None:
         """Put a picture into the next turn.
