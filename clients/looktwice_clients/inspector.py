@@ -28,6 +28,9 @@ from looktwice_clients.schemas import Inspection, InspectionList
 TIMEOUT = 600.0
 """Seconds that a request may take, waiting in the server's queue included."""
 
+BAR_DELAY = 2.0
+"""Seconds that many pictures may take before a progress bar is shown."""
+
 
 class Inspector:
     """A LookTwice server, for programs that wait for its answers.
@@ -450,4 +453,4 @@ def _bar(images: Iterable[ImageSource], progress: bool) -> Any:
     """A progress bar, of a length where `images` has one; silent where stderr is no terminal."""
     total = len(images) if isinstance(images, Sized) else None
     hidden = None if progress else True
-    return tqdm(total=total, unit="picture", delay=2, leave=False, disable=hidden)
+    return tqdm(total=total, unit="picture", delay=BAR_DELAY, leave=False, disable=hidden)

@@ -66,6 +66,12 @@ def inspection_of(url: str, index: int, request: dict[str, Any]) -> dict[str, An
     }
 
 
+def filled(schema: dict[str, Any]) -> str:
+    """JSON that fits a schema of texts: each is its own name."""
+    assert schema["additionalProperties"] is False
+    return json.dumps({name: name for name in schema["properties"]})
+
+
 class RefusedError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -147,6 +153,8 @@ class WireHandler(BaseHTTPRequestHandler):
         asked = body.get("inspection", {})
         inspections = [self._inspect(url, i, asked) for i, url in enumerate(urls)]
         words = f"{question} {len(urls)} pictures, {len(body['messages'])} messages."
+        if "response_format" in body:
+            words = self.server.words or filled(body["response_format"]["json_schema"]["schema"])
         extra = {"inspections": inspections} if self.server.looktwice else {}
         if body.get("stream"):
             self._stream(words, extra)
@@ -203,6 +211,7 @@ class WireServer(ThreadingHTTPServer):
         self.key: str | None = None
         self.looktwice = True
         self.broken: dict[str, object] = {}
+        self.words = ""
         self.references: list[str] = ["bottle"]
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.under_way = 0
