@@ -22,10 +22,12 @@ deserve: [what bad input gets](bad-input.md). With `--api-key KEY` every route u
 the header `Authorization: Bearer KEY`.
 """
 
-CHAT = """All other keys are those of
-vLLM's chat completions, which are OpenAI's. The answer is OpenAI's chat completion with one key more: `inspections`, a list of [Inspection](#inspection), one for each
-picture of the conversation in order of appearance. In a stream it stands on the last chunk that has
-choices.
+CHAT = """All other keys are
+those of vLLM's chat completions, which are OpenAI's.
+
+The answer is OpenAI's chat completion with one key more: `inspections`, a list of
+[Inspection](#inspection), one for each picture of the conversation in order of appearance. In a
+stream it stands on the last chunk that has choices.
 """
 
 
