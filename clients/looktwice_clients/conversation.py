@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from looktwice_clients.errors import ReplyError
+from looktwice_clients.errors import ReplyError, what_is_wrong
 from looktwice_clients.images import ImageSource, to_wire
 from looktwice_clients.schemas import Inspection
 
@@ -257,5 +257,8 @@ def _inspections(extra: dict[str, Any]) -> list[Inspection]:
         raise ReplyError("the answer carries no `inspections`: is this a LookTwice server?")
     try:
         return [Inspection.model_validate(one) for one in extra["inspections"]]
-    except (TypeError, ValidationError) as error:
-        raise ReplyError(f"the answer's `inspections` cannot be read: {error}") from None
+    except ValidationError as error:
+        reason = what_is_wrong(error)
+        raise ReplyError(f"the answer's `inspections` cannot be read: {reason}") from None
+    except TypeError:
+        raise ReplyError("the answer's `inspections` are no list") from None

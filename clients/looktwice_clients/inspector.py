@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from looktwice_clients.address import server_key, server_url
 from looktwice_clients.conversation import Answer, AsyncConversation, ChatOptions, Conversation
-from looktwice_clients.errors import LookTwiceError, ReplyError
+from looktwice_clients.errors import LookTwiceError, ReplyError, what_is_wrong
 from looktwice_clients.images import ImageSource, to_wire
 from looktwice_clients.report import QUESTION, RESPONSE_FORMAT, InspectionReport, report_from
 from looktwice_clients.schemas import Inspection, InspectionList
@@ -376,7 +376,7 @@ def _only(reply: object) -> Inspection:
     try:
         data = InspectionList.model_validate(reply).data
     except ValidationError as error:
-        raise ReplyError(f"the reply is no list of inspections: {error}") from None
+        raise ReplyError(f"the reply is no list of inspections: {what_is_wrong(error)}") from None
     if len(data) != 1:
         raise ReplyError(f"asked for one inspection, got {len(data)}")
     return data[0]
