@@ -1,6 +1,7 @@
 """The official `openai` npm package against the real server: the wire is not Python's alone."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +13,8 @@ from looktwice_clients import Inspection, Inspector
 from tests.serving import Server
 
 NODE = Path(__file__).parent / "node"
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
 GOOD, SCRATCHED = EXAMPLES / "good.png", EXAMPLES / "scratched.png"
 
 
@@ -63,3 +65,13 @@ def test_a_stream_ends_with_the_whole_answer_and_its_inspections(said: dict[str,
 def test_a_refusal_is_the_sdks_own_error(said: dict[str, Any]) -> None:
     assert (said["refusal"]["name"], said["refusal"]["status"]) == ("BadRequestError", 400)
     assert "inspection.map should be true or false" in said["refusal"]["message"]
+
+
+def test_the_docs_block_for_node_runs_as_it_stands(node_program: Path, server: Server) -> None:
+    page = (ROOT / "docs" / "clients.md").read_text()
+    [block] = re.findall(r"```javascript\n(.*?)```", page, re.DOTALL)
+    program = node_program / "block.mjs"
+    program.write_text(block.replace("http://127.0.0.1:8000/v1", server.url))
+    run = subprocess.run(["node", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip().endswith("anomalous")
