@@ -1,4 +1,4 @@
-"""`pip install .` without extras: small, without torch, quick to import. Installs from the index."""
+"""`pip install .` without extras: small, without torch, quick to import. It asks the index."""
 
 import subprocess
 import sys
