@@ -35,6 +35,6 @@ lint: setup
 	$(BIN)/mypy
 
 lock:
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra train --extra dev --extra langchain --extra mcp --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra train --extra dev --python-version 3.11 \
 	  --override requirements/cpu.overrides --find-links "$(PIP_FIND_LINKS)" \
 	  --no-emit-find-links --no-emit-index-url --quiet --output-file requirements/cpu.lock
