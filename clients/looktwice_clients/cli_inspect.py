@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import click
 
@@ -95,9 +95,8 @@ def inspect(
     targets = with_overlays(expand(images, fetch=drawn), map_to)
     tally: Counter[str] = Counter()
     page = ReportPage() if report_to is not None else None
-    with Inspector(url) as inspector:
-        show = _Lines(as_json, len(targets))
-        with show:
+    try:
+        with Inspector(url) as inspector, _Lines(as_json, len(targets)) as show:
             for target, result in results(inspector, targets, reference, concurrency, drawn):
                 show.line(target, result)
                 tally[_outcome(result)] += 1
@@ -105,9 +104,10 @@ def inspect(
                     page.add(target.path, target.source, result)
                 if target.overlay is not None and not isinstance(result, Exception):
                     tally["failed"] += not _write_overlay(target, result)
-    if page is not None and report_to is not None:
-        written = " and ".join(str(file) for file in page.write(report_to))
-        click.echo(f"looktwice: wrote {printable(written)}", err=True)
+    finally:  # where the server went away or the user had enough, what is known is kept
+        if page is not None and page.rows and report_to is not None:
+            written = " and ".join(str(file) for file in page.write(report_to))
+            click.echo(f"looktwice: wrote {printable(written)}", err=True)
     if len(targets) > 1 and not as_json:
         click.echo(", ".join(f"{count} {outcome}" for outcome, count in tally.items()), err=True)
     ctx.exit(1 if tally["failed"] or any(tally[verdict] for verdict in fail_on) else 0)
@@ -256,9 +256,10 @@ class _Lines:
         # disable=None: no bar where stderr is no terminal.
         self.bar = tqdm(total=total, unit="picture", delay=2, leave=False, disable=None)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         if not self.as_json:
             self._print(f"{'score':>5}  {'verdict':<10}  {'regions':<32}  picture")
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()

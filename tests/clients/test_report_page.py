@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from looktwice_clients import ImageError, Inspection
+from looktwice_clients import ImageError, Inspection, Inspector
 from looktwice_clients.cli import run
 from looktwice_clients.report_page import ALL_OVERLAYS, ReportPage
 
@@ -149,6 +149,29 @@ def test_of_many_pictures_only_the_suspicious_are_shown(monkeypatch: pytest.Monk
     for number in range(ALL_OVERLAYS + 20):
         page.add(str(number), str(number), inspection(0.9 if number % 10 == 9 else 0.1))
     assert drawn == [str(n) for n in range(ALL_OVERLAYS)] + ["1009", "1019"]
+
+
+def test_the_report_of_what_was_inspected_is_kept_when_the_server_goes_away(
+    parts: Path,
+    wire: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    inspect = Inspector.inspect
+
+    def once(self: Inspector, *arguments: Any) -> Inspection:
+        found = inspect(self, *arguments)
+        wire.key = "changed"
+        return found
+
+    monkeypatch.setattr(Inspector, "inspect", once)
+    pictures = [str(parts / name) for name in ("a.png", "e.png")]
+    out = tmp_path / "out"
+    assert run(["inspect", *pictures, "--report", str(out), "--concurrency", "1"]) == 1
+    assert "wants an API key" in capsys.readouterr().err
+    with (out / "report.csv").open(encoding="utf-8-sig", newline="") as file:
+        assert [Path(row["picture"]).name for row in csv.DictReader(file)] == ["a.png"]
 
 
 def test_a_report_that_cannot_be_written_is_one_line(
