@@ -1,6 +1,7 @@
 """`looktwice mcp`: the inspection for assistants that speak the Model Context Protocol."""
 
 import os
+import socket
 from pathlib import Path
 
 import click
@@ -55,6 +56,14 @@ def mcp(
     key = os.environ.get(KEY) or None
     if http and host not in ("127.0.0.1", "localhost", "::1") and key is None:
         raise click.UsageError(f"--host {host} opens it to the network: set ${KEY} first")
+
+    if http:
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            socket.create_server((host, port), family=family).close()
+        except OSError as error:
+            reason = error.strerror or error
+            raise click.ClickException(f"cannot listen on {host}:{port}: {reason}") from None
 
     async def serve() -> None:
         async with AsyncInspector(url) as inspector:

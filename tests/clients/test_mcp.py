@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import socket
 import subprocess
 import sys
 import time
@@ -233,6 +234,20 @@ def test_the_network_needs_a_key(
     monkeypatch.delenv("LOOKTWICE_MCP_KEY", raising=False)
     assert run(["mcp", "--http", "--host", "0.0.0.0"]) == 2
     assert "set $LOOKTWICE_MCP_KEY first" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run(["mcp", "--http", "--port", str(taken.getsockname()[1])]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("looktwice: cannot listen on 127.0.0.1:")
+
+
+def test_the_server_ends_with_its_assistant(line: Path) -> None:
+    command = [sys.executable, *COMMAND, "--root", str(line)]
+    ended = subprocess.run(command, input=b"no JSON\n", capture_output=True, timeout=60)
+    assert ended.returncode == 0
+    assert b"Traceback" not in ended.stderr
 
 
 def test_a_folder_that_is_not_there_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
