@@ -19,15 +19,23 @@ QUESTION = (
 )
 
 
+Words = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\"\\]*$")]
+"""A text of one line, without what JSON would have to escape."""
+
+
 class ReportWords(BaseModel):
     """What the language model writes."""
 
-    model_config = ConfigDict(extra="forbid")
+    # A small model may write white space without end where JSON allows it: vLLM's guidance backend,
+    # which a text with pattern and length calls for, allows it none.
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"x-guidance": {"whitespace_flexible": False}}
+    )
 
-    summary: Annotated[str, Field(max_length=200)]
-    appearance: Annotated[str, Field(max_length=200)]
+    summary: Words
+    appearance: Words
     """How the suspicious places look."""
-    advice: Annotated[str, Field(max_length=200)]
+    advice: Words
     """What to do next."""
 
 
@@ -63,5 +71,5 @@ def report_from(answer: Answer) -> InspectionReport:
     except ValidationError:
         cut = "; raise max_tokens" if answer.finish_reason == "length" else ""
         raise ReplyError(f"the model's words are not the report that was asked for{cut}") from None
-    said = {name: printable(text, keep="\n") for name, text in words.model_dump().items()}
+    said = {name: printable(text) for name, text in words.model_dump().items()}
     return InspectionReport.model_validate(answer.inspections[-1].model_dump() | said)

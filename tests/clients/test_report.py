@@ -48,6 +48,8 @@ def test_the_model_is_given_words_of_bounded_length_and_nothing_that_decides(wir
         '{"summary": "a", "appearance": "b", "advice": 3}',
         '{"summary": "a", "appearance": "b", "advice": "' + "x" * 201 + '"}',
         '{"summary": "a", "appearance": "b", "adv',
+        '{"summary": "a", "appearance": "", "advice": "c"}',
+        '{"summary": "a\\u001b[2J", "appearance": "b", "advice": "c"}',
     ],
 )
 def test_words_that_do_not_fit_are_an_error_and_never_a_fact(wire: Any, words: str) -> None:
@@ -56,7 +58,15 @@ def test_words_that_do_not_fit_are_an_error_and_never_a_fact(wire: Any, words: s
         inspector.report(RED)
 
 
-def test_control_characters_of_a_model_do_not_reach_the_log(wire: Any) -> None:
-    wire.words = '{"summary": "a\\u001b[2Jb", "appearance": "", "advice": ""}'
+def test_a_model_cannot_turn_the_log_around(wire: Any) -> None:
+    wire.words = '{"summary": "fine\\u202etxet", "appearance": "b", "advice": "c"}'
     with Inspector() as inspector:
-        assert inspector.report(RED).summary == "a\ufffd[2Jb"
+        assert inspector.report(RED).summary == "fine\ufffdtxet"
+
+
+def test_vllm_is_asked_for_the_backend_that_allows_no_endless_white_space() -> None:
+    from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
+
+    schema = RESPONSE_FORMAT["json_schema"]["schema"]
+    assert has_xgrammar_unsupported_json_features(schema)  # so vLLM's "auto" takes guidance
+    assert schema["x-guidance"] == {"whitespace_flexible": False}
