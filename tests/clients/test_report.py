@@ -62,11 +62,3 @@ def test_a_model_cannot_turn_the_log_around(wire: Any) -> None:
     wire.words = '{"summary": "fine\\u202etxet", "appearance": "b", "advice": "c"}'
     with Inspector() as inspector:
         assert inspector.report(RED).summary == "fine\ufffdtxet"
-
-
-def test_vllm_is_asked_for_the_backend_that_allows_no_endless_white_space() -> None:
-    from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
-
-    schema = RESPONSE_FORMAT["json_schema"]["schema"]
-    assert has_xgrammar_unsupported_json_features(schema)  # so vLLM's "auto" takes guidance
-    assert schema["x-guidance"] == {"whitespace_flexible": False}
