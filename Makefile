@@ -4,7 +4,7 @@ BIN := .venv/bin
 TORCH := torch==2.13.0+cpu torchvision==0.28.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test lint lock
+.PHONY: setup demo test test-system lint lock
 
 setup: .venv/ready
 
@@ -24,6 +24,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Needs Debian's packages of .ci/system-packages.
+test-system: setup
+	$(BIN)/python -m pytest tests/system
 
 lint: setup
 	$(BIN)/ruff check .

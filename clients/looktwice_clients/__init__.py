@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from looktwice_clients.inspector import AsyncInspector as AsyncInspector
     from looktwice_clients.inspector import Inspector as Inspector
     from looktwice_clients.overlay import draw_overlay as draw_overlay
+    from looktwice_clients.report import InspectionReport as InspectionReport
     from looktwice_clients.schemas import AnomalyMap as AnomalyMap
     from looktwice_clients.schemas import Inspection as Inspection
     from looktwice_clients.schemas import ReferenceVersion as ReferenceVersion
@@ -22,6 +23,7 @@ _HOME = {
     "AsyncInspector": "inspector",
     "ImageError": "errors",
     "Inspection": "schemas",
+    "InspectionReport": "report",
     "Inspector": "inspector",
     "LookTwiceError": "errors",
     "ReferenceVersion": "schemas",

@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": "Score, verdict and regions of pictures.",
     "chat": "Talk about pictures in the terminal.",
     "evaluate": "Measure detection, localization and answers on data sets.",
+    "mcp": "Serve the inspection to assistants over MCP.",
     "train": "Train the papers' stages.",
     "convert-expert": "Convert the authors' released expert weights.",
     "doctor": "Say what is wrong with this machine's set-up, and what to do.",
@@ -30,6 +31,7 @@ COMMANDS = {
 EXTRAS = {
     "serve": "'looktwice[cpu]' (or 'looktwice[gpu]')",
     "evaluate": "'looktwice[evaluate]'",
+    "mcp": "'looktwice[mcp]'",
     "train": "'looktwice[train]'",
     "convert-expert": "'looktwice[adapters]'",
 }

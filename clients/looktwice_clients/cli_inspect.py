@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import click
 
@@ -52,6 +52,13 @@ class Target:
     help="Write the overlay picture: the part with its anomaly map and regions.",
 )
 @click.option(
+    "--report",
+    "report_to",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write report.csv and report.html, a page with all overlays in it.",
+)
+@click.option(
     "--fail-on",
     type=click.Choice(["anomalous", "undecided"]),
     multiple=True,
@@ -72,6 +79,7 @@ def inspect(
     reference: str | None,
     as_json: bool,
     map_to: Path | None,
+    report_to: Path | None,
     fail_on: tuple[str, ...],
     concurrency: int,
     url: str | None,
@@ -81,17 +89,25 @@ def inspect(
     A picture that cannot be inspected is reported in its line, and the exit code is 1.
     """
     from looktwice_clients.inspector import Inspector
+    from looktwice_clients.report_page import ReportPage
 
-    targets = with_overlays(expand(images, fetch=map_to is not None), map_to)
+    drawn = map_to is not None or report_to is not None
+    targets = with_overlays(expand(images, fetch=drawn), map_to)
     tally: Counter[str] = Counter()
-    with Inspector(url) as inspector:
-        show = _Lines(as_json, len(targets))
-        with show:
-            for target, result in results(inspector, targets, reference, concurrency):
+    page = ReportPage() if report_to is not None else None
+    try:
+        with Inspector(url) as inspector, _Lines(as_json, len(targets)) as show:
+            for target, result in results(inspector, targets, reference, concurrency, drawn):
                 show.line(target, result)
                 tally[_outcome(result)] += 1
+                if page is not None:
+                    page.add(target.path, target.source, result)
                 if target.overlay is not None and not isinstance(result, Exception):
                     tally["failed"] += not _write_overlay(target, result)
+    finally:  # where the server went away or the user had enough, what is known is kept
+        if page is not None and page.rows and report_to is not None:
+            written = " and ".join(str(file) for file in page.write(report_to))
+            click.echo(f"looktwice: wrote {printable(written)}", err=True)
     if len(targets) > 1 and not as_json:
         click.echo(", ".join(f"{count} {outcome}" for outcome, count in tally.items()), err=True)
     ctx.exit(1 if tally["failed"] or any(tally[verdict] for verdict in fail_on) else 0)
@@ -170,7 +186,11 @@ def _files_in(folder: Path, targets: list[Target]) -> list[Path]:
 
 
 def results(
-    inspector: "Inspector", targets: list[Target], reference: str | None, concurrency: int
+    inspector: "Inspector",
+    targets: list[Target],
+    reference: str | None,
+    concurrency: int,
+    map: bool,
 ) -> "Iterator[tuple[Target, Inspection | Exception]]":
     """Each target with its inspection or its error, in order.
 
@@ -182,7 +202,7 @@ def results(
     inspections = inspector.inspect_many(
         (target.source for target in targets if target.problem is None),
         reference,
-        map=any(target.overlay for target in targets),
+        map=map,
         concurrency=concurrency,
         return_exceptions=True,
     )
@@ -236,9 +256,10 @@ class _Lines:
         # disable=None: no bar where stderr is no terminal.
         self.bar = tqdm(total=total, unit="picture", delay=2, leave=False, disable=None)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         if not self.as_json:
             self._print(f"{'score':>5}  {'verdict':<10}  {'regions':<32}  picture")
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()

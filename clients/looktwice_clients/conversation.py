@@ -8,12 +8,12 @@ for it wait for the next one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from looktwice_clients.errors import ReplyError
+from looktwice_clients.errors import ReplyError, what_is_wrong
 from looktwice_clients.images import ImageSource, to_wire
 from looktwice_clients.schemas import Inspection
 
@@ -60,6 +60,20 @@ class _History:
         self._waiting: list[str] = []
         if image is not None:
             self.attach(image)
+
+    @property
+    def inspection(self) -> Inspection | None:
+        """That of the latest picture; None before the first answer about one."""
+        return self.inspections[-1] if self.inspections else None
+
+    @property
+    def reference(self) -> str | None:
+        """Name of the reference images that the coming turns compare with."""
+        return self.options.reference
+
+    @reference.setter
+    def reference(self, name: str | None) -> None:
+        self.options = replace(self.options, reference=name)
 
     def attach(self, image: ImageSource) -> None:
         """Put a picture into the next turn.
@@ -243,5 +257,8 @@ def _inspections(extra: dict[str, Any]) -> list[Inspection]:
         raise ReplyError("the answer carries no `inspections`: is this a LookTwice server?")
     try:
         return [Inspection.model_validate(one) for one in extra["inspections"]]
-    except (TypeError, ValidationError) as error:
-        raise ReplyError(f"the answer's `inspections` cannot be read: {error}") from None
+    except ValidationError as error:
+        reason = what_is_wrong(error)
+        raise ReplyError(f"the answer's `inspections` cannot be read: {reason}") from None
+    except TypeError:
+        raise ReplyError("the answer's `inspections` are no list") from None

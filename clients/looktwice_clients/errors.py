@@ -7,6 +7,13 @@ LookTwiceError
 """
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+MOST_SAID = 300
+"""Characters of a server's own words that a message repeats; another server may send a page."""
 
 
 class LookTwiceError(Exception):
@@ -53,16 +60,32 @@ def _sdk_error(error: BaseException, where: str) -> str | None:
         return f"cannot reach {where}: is `looktwice serve` running there? (--url, $LOOKTWICE_URL)"
     if isinstance(error, openai.AuthenticationError):
         return f"{where} wants an API key: set LOOKTWICE_API_KEY ({_served_message(error)})"
+    if isinstance(error, openai.APIStatusError) and not _message(error):
+        told = f"{where} answered HTTP {error.status_code} without a reason"
+        wrong = error.status_code == 404
+        return f"{told}: is it LookTwice's address, ending in /v1? (--url)" if wrong else told
     return _served_message(error) if isinstance(error, openai.APIError) else None
 
 
 def _served_message(error: Exception) -> str:
-    """The sentence in an OpenAI error object, else the SDK's own, with the HTTP status."""
+    """The sentence in an OpenAI error object, else the start of the SDK's own; the HTTP status."""
+    status = getattr(error, "status_code", None)
+    text = _message(error) or str(error)[:MOST_SAID]
+    return f"{text} (HTTP {status})" if status else text
+
+
+def _message(error: Exception) -> str:
+    """The sentence in an OpenAI error object; empty where another server answered."""
     body = getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
-    status = getattr(error, "status_code", None)
-    text = str(message or error)
-    return f"{text} (HTTP {status})" if message and status else text
+    return message[:MOST_SAID] if isinstance(message, str) else ""
+
+
+def what_is_wrong(error: "ValidationError") -> str:
+    """The first thing that a reply lacks, as "data.0.score: Field required"."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"])) or "it"
+    return f"{place}: {first['msg']}"
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
@@ -16,15 +16,20 @@ from weakref import WeakSet
 
 from openai import AsyncOpenAI, OpenAI, OpenAIError
 from pydantic import ValidationError
+from tqdm import tqdm
 
 from looktwice_clients.address import server_key, server_url
 from looktwice_clients.conversation import Answer, AsyncConversation, ChatOptions, Conversation
-from looktwice_clients.errors import LookTwiceError, ReplyError
+from looktwice_clients.errors import LookTwiceError, ReplyError, what_is_wrong
 from looktwice_clients.images import ImageSource, to_wire
+from looktwice_clients.report import QUESTION, RESPONSE_FORMAT, InspectionReport, report_from
 from looktwice_clients.schemas import Inspection, InspectionList
 
 TIMEOUT = 600.0
 """Seconds that a request may take, waiting in the server's queue included."""
+
+BAR_DELAY = 2.0
+"""Seconds that many pictures may take before a progress bar is shown."""
 
 
 class Inspector:
@@ -97,6 +102,7 @@ class Inspector:
         map: bool = True,
         *,
         concurrency: int = 4,
+        progress: bool = False,
         return_exceptions: Literal[False] = False,
     ) -> Generator[Inspection, None, None]: ...
 
@@ -108,6 +114,7 @@ class Inspector:
         map: bool = True,
         *,
         concurrency: int = 4,
+        progress: bool = False,
         return_exceptions: Literal[True],
     ) -> Generator[Inspection | Exception, None, None]: ...
 
@@ -118,6 +125,7 @@ class Inspector:
         map: bool = True,
         *,
         concurrency: int = 4,
+        progress: bool = False,
         return_exceptions: bool = False,
     ) -> Generator[Inspection, None, None] | Generator[Inspection | Exception, None, None]:
         """Inspections of many pictures, in the pictures' order, as they become ready.
@@ -129,6 +137,7 @@ class Inspector:
             reference: as for `inspect`.
             map: as for `inspect`.
             concurrency: how many requests may be under way at once.
+            progress: whether a terminal shows a bar (on stderr) where it takes over two seconds.
             return_exceptions: whether a picture's error takes its place instead of being raised.
         """
         _check_concurrency(concurrency)
@@ -141,7 +150,7 @@ class Inspector:
                     return error
                 raise
 
-        many = _in_order(call, images, concurrency)
+        many = _in_order(call, images, concurrency, progress)
         self._many.add(many)
         return many
 
@@ -167,6 +176,21 @@ class Inspector:
         """
         options = ChatOptions(reference, map, grounding, completion)
         return Conversation(self, options, image).send(question)
+
+    def report(
+        self,
+        image: ImageSource,
+        reference: str | None = None,
+        map: bool = False,
+        **completion: Any,
+    ) -> InspectionReport:
+        """The inspection of one picture with the language model's words, each in its field.
+
+        Raises:
+            ReplyError: the model did not write what it was asked for.
+        """
+        question = {"response_format": RESPONSE_FORMAT, **completion}
+        return report_from(self.ask(image, QUESTION, reference, map, **question))
 
     def chat(
         self,
@@ -246,6 +270,7 @@ class AsyncInspector:
         map: bool = True,
         *,
         concurrency: int = 4,
+        progress: bool = False,
         return_exceptions: Literal[False] = False,
     ) -> AsyncGenerator[Inspection, None]: ...
 
@@ -257,6 +282,7 @@ class AsyncInspector:
         map: bool = True,
         *,
         concurrency: int = 4,
+        progress: bool = False,
         return_exceptions: Literal[True],
     ) -> AsyncGenerator[Inspection | Exception, None]: ...
 
@@ -267,6 +293,7 @@ class AsyncInspector:
         map: bool = True,
         *,
         concurrency: int = 4,
+        progress: bool = False,
         return_exceptions: bool = False,
     ) -> AsyncGenerator[Inspection, None] | AsyncGenerator[Inspection | Exception, None]:
         """Inspections of many pictures, as `Inspector.inspect_many` gives them; `async for`."""
@@ -280,7 +307,7 @@ class AsyncInspector:
                     return error
                 raise
 
-        return _in_order_async(call, images, concurrency)
+        return _in_order_async(call, images, concurrency, progress)
 
     async def ask(
         self,
@@ -296,6 +323,17 @@ class AsyncInspector:
         options = ChatOptions(reference, map, grounding, completion)
         conversation = await asyncio.to_thread(AsyncConversation, self, options, image)
         return await conversation.send(question)
+
+    async def report(
+        self,
+        image: ImageSource,
+        reference: str | None = None,
+        map: bool = False,
+        **completion: Any,
+    ) -> InspectionReport:
+        """One picture's structured report, as `Inspector.report` gives it."""
+        question = {"response_format": RESPONSE_FORMAT, **completion}
+        return report_from(await self.ask(image, QUESTION, reference, map, **question))
 
     def chat(
         self,
@@ -338,7 +376,7 @@ def _only(reply: object) -> Inspection:
     try:
         data = InspectionList.model_validate(reply).data
     except ValidationError as error:
-        raise ReplyError(f"the reply is no list of inspections: {error}") from None
+        raise ReplyError(f"the reply is no list of inspections: {what_is_wrong(error)}") from None
     if len(data) != 1:
         raise ReplyError(f"asked for one inspection, got {len(data)}")
     return data[0]
@@ -359,24 +397,30 @@ def _in_order(
     call: Callable[[ImageSource], Inspection | Exception],
     images: Iterable[ImageSource],
     concurrency: int,
+    progress: bool,
 ) -> Generator[Any, None, None]:
     """`call` of each image in threads; results in order, at most twice `concurrency` ahead."""
     waiting: deque[Future[Inspection | Exception]] = deque()
-    with ThreadPoolExecutor(concurrency) as pool:
+    with ThreadPoolExecutor(concurrency) as pool, _bar(images, progress) as bar:
         try:
             for image in images:
                 waiting.append(pool.submit(call, image))
                 if len(waiting) >= 2 * concurrency:
                     yield waiting.popleft().result()
+                    bar.update()
             while waiting:
                 yield waiting.popleft().result()
+                bar.update()
         finally:
             for future in waiting:
                 future.cancel()
 
 
 async def _in_order_async(
-    call: Callable[[ImageSource], Any], images: Iterable[ImageSource], concurrency: int
+    call: Callable[[ImageSource], Any],
+    images: Iterable[ImageSource],
+    concurrency: int,
+    progress: bool,
 ) -> AsyncGenerator[Any, None]:
     """As `_in_order`, with tasks of the running event loop."""
     turnstile = asyncio.Semaphore(concurrency)
@@ -387,16 +431,26 @@ async def _in_order_async(
             return result
 
     waiting: deque[asyncio.Task[Inspection | Exception]] = deque()
-    try:
-        for image in images:
-            waiting.append(asyncio.create_task(limited(image)))
-            if len(waiting) >= 2 * concurrency:
+    with _bar(images, progress) as bar:
+        try:
+            for image in images:
+                waiting.append(asyncio.create_task(limited(image)))
+                if len(waiting) >= 2 * concurrency:
+                    yield await waiting.popleft()
+                    bar.update()
+            while waiting:
                 yield await waiting.popleft()
-        while waiting:
-            yield await waiting.popleft()
-    finally:
-        for task in waiting:
-            task.cancel()
-        for task in waiting:
-            with suppress(asyncio.CancelledError, Exception):
-                await task
+                bar.update()
+        finally:
+            for task in waiting:
+                task.cancel()
+            for task in waiting:
+                with suppress(asyncio.CancelledError, Exception):
+                    await task
+
+
+def _bar(images: Iterable[ImageSource], progress: bool) -> Any:
+    """A progress bar, of a length where `images` has one; silent where stderr is no terminal."""
+    total = len(images) if isinstance(images, Sized) else None
+    hidden = None if progress else True
+    return tqdm(total=total, unit="picture", delay=BAR_DELAY, leave=False, disable=hidden)

@@ -4,13 +4,14 @@ The map keeps its fixed scale and is blended in only where it is high, so that a
 as it is. Below the part stand the verdict and a legend from 0 to 1, blended on grey the same way.
 """
 
+import io
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
 from looktwice_clients.colour_map import INFERNO
 from looktwice_clients.errors import ImageError
-from looktwice_clients.images import ImageSource, open_picture
+from looktwice_clients.images import ImageSource, is_web_address, open_picture
 from looktwice_clients.schemas import Inspection, Region
 
 Box = tuple[float, float, float, float]
@@ -63,6 +64,32 @@ def draw_overlay(
     unit = _text_height(part.size)
     _draw_regions(part, inspection, unit, style)
     return _framed(part, inspection, unit, style)
+
+
+def overlay_jpeg(
+    image: ImageSource, inspection: Inspection, style: OverlayStyle | None = None
+) -> bytes:
+    """The overlay as a JPEG file, to be sent on or embedded.
+
+    A web address is not fetched a second time: its map and regions are drawn on plain grey.
+
+    Args:
+        image: as for `draw_overlay`.
+        inspection: as for `draw_overlay`.
+        style: as for `draw_overlay`.
+
+    Raises:
+        ImageError: as for `draw_overlay`.
+        ReplyError: as for `draw_overlay`.
+    """
+    if is_web_address(image):
+        longest = (style or OverlayStyle()).longest
+        scale = min(1.0, longest / max(inspection.width, inspection.height))
+        size = (max(1, round(inspection.width * scale)), max(1, round(inspection.height * scale)))
+        image = Image.new("RGB", size, _LEGEND_GROUND)
+    buffer = io.BytesIO()
+    draw_overlay(image, inspection, style).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def blend(picture: Image.Image, anomaly_map: Image.Image, style: OverlayStyle) -> Image.Image:

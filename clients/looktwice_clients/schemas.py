@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict
 
 from looktwice_clients.errors import ReplyError
 
+MOST_REGIONS_TOLD = 12
+"""How many regions `Inspection.details` lists; the inspection has them all."""
+
 
 class _FromWire(BaseModel):
     """Frozen, and tolerant of new fields: they stay in `model_extra` and in dumps."""
@@ -111,6 +114,16 @@ class Inspection(_FromWire):
         if self.p_value is not None:
             parts.append(f"p {self.p_value:.3f}")
         return "; ".join(parts)
+
+    def details(self) -> str:
+        """`facts` and a line for each region, highest score first, for a language model."""
+        by_score = sorted(self.regions, key=lambda region: -region.score)[:MOST_REGIONS_TOLD]
+        regions = [
+            f"region {list(region.box)} score {region.score:.3f} {region.position}"
+            for region in by_score
+        ]
+        size = f"picture {self.width} x {self.height} pixels, boxes are x0, y0, x1, y1"
+        return "\n".join([self.facts(), *([size, *regions] if regions else [])])
 
 
 class InspectionList(_FromWire):

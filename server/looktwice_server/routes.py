@@ -48,8 +48,9 @@ SERVED = frozenset(
         "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json",
     }
 )  # fmt: skip
+TAG = "LookTwice"  # marks our routes in the OpenAPI
 
-router = APIRouter(route_class=CheckedRoute)
+router = APIRouter(route_class=CheckedRoute, tags=[TAG])
 
 
 @router.post("/v1/chat/completions")

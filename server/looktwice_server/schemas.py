@@ -14,33 +14,45 @@ Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 class Strict(BaseModel):
     """Refuses unknown keys and wrong types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    # The docstrings of the fields become descriptions in the OpenAPI, and docs/api.md.
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class InspectionOptions(Strict):
     """The request key `inspection` of a chat completion."""
 
     reference: str | None = None
+    """Name of the reference to compare with."""
     map: bool = False
+    """Whether each inspection carries its anomaly map."""
     grounding: bool = True
+    """Whether the facts stand in the prompt; false gives Anomaly-OV's prompt as published."""
 
 
 class InspectionsRequest(Strict):
     """The body of `POST /v1/inspections`."""
 
     images: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    """Pictures: http(s) URLs or base64 data URIs."""
     reference: str | None = None
+    """Name of the reference to compare with."""
     map: bool = False
+    """Whether each inspection carries its anomaly map."""
     model: str | None = None
+    """The served model's name, to be sure of it."""
 
 
 class Region(Strict):
     """A connected part of the anomaly map."""
 
-    box: tuple[int, int, int, int]  # x0, y0, x1, y1: pixels of the upright original, half open
+    box: tuple[int, int, int, int]
+    """x0, y0, x1, y1 in pixels of the picture after EXIF rotation, half open."""
     score: Unit
+    """The region's peak."""
     area: Unit
+    """Fraction of the picture."""
     position: Position
+    """Where the peak is, in a 3x3 grid."""
 
 
 class ReferenceVersion(Strict):
@@ -51,29 +63,42 @@ class ReferenceVersion(Strict):
 
 
 class AnomalyMap(Strict):
-    """The map as a picture: 8 bit grey PNG in base64, value / 255 = calibrated score."""
+    """The score of every place in a picture, at the picture's aspect."""
 
     png: str
+    """Base64 of an 8 bit grey PNG; value / 255 is the calibrated score."""
 
 
 class Inspection(Strict):
     """One image's result."""
 
     id: str
+    """Another for every answer."""
     image: int
+    """Which of the request's pictures, counted from 0."""
     score: Unit
+    """The anomaly score, calibrated: higher is more anomalous."""
     verdict: Verdict
     threshold: Unit
+    """The score from which on the verdict is anomalous."""
     severity: Adverb
+    """The adverb that the language model was given: it follows the expert's raw score."""
     regions: list[Region]
+    """Connected parts of the map at 0.5 and above; none when the verdict is normal."""
     reference: ReferenceVersion | None
+    """What the picture was compared with."""
     p_value: Unit | None
     width: int
+    """Pixels after EXIF rotation."""
     height: int
+    """Pixels after EXIF rotation."""
     map: AnomalyMap | None
+    """Only where it was asked for."""
     model: str
     expert: str
+    """Hash of the anomaly expert's weights."""
     created: int
+    """Seconds since 1970, UTC."""
 
 
 class InspectionList(Strict):

@@ -66,6 +66,12 @@ def inspection_of(url: str, index: int, request: dict[str, Any]) -> dict[str, An
     }
 
 
+def filled(schema: dict[str, Any]) -> str:
+    """JSON that fits a schema of texts: each is its own name."""
+    assert schema["additionalProperties"] is False
+    return json.dumps({name: name for name in schema["properties"]})
+
+
 class RefusedError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -85,6 +91,12 @@ class WireHandler(BaseHTTPRequestHandler):
         elif self.path == "/v1/models" and self._admitted():
             models = [{"id": self.server.model, "object": "model", "created": 1, "owned_by": "x"}]
             self._json(200, {"object": "list", "data": models})
+        elif self.path == "/v1/references" and self._admitted():
+            names = self.server.references
+            data = [
+                {"object": "reference", "name": n, "version": "9f2c", "images": 8} for n in names
+            ]
+            self._json(200, {"object": "list", "model": self.server.model, "data": data})
         else:
             self._error(404, f"no {self.path} here")
 
@@ -141,6 +153,8 @@ class WireHandler(BaseHTTPRequestHandler):
         asked = body.get("inspection", {})
         inspections = [self._inspect(url, i, asked) for i, url in enumerate(urls)]
         words = f"{question} {len(urls)} pictures, {len(body['messages'])} messages."
+        if "response_format" in body:
+            words = self.server.words or filled(body["response_format"]["json_schema"]["schema"])
         extra = {"inspections": inspections} if self.server.looktwice else {}
         if body.get("stream"):
             self._stream(words, extra)
@@ -197,6 +211,8 @@ class WireServer(ThreadingHTTPServer):
         self.key: str | None = None
         self.looktwice = True
         self.broken: dict[str, object] = {}
+        self.words = ""
+        self.references: list[str] = ["bottle"]
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.under_way = 0
         self.most_under_way = 0

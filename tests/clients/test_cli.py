@@ -52,7 +52,7 @@ def test_every_command_is_listed_with_its_help(capsys: pytest.CaptureFixture[str
         assert COMMANDS[entry.name].split()[0] in listed
 
 
-@pytest.mark.parametrize("name", ["inspect", "chat", "doctor"])
+@pytest.mark.parametrize("name", ["inspect", "chat", "mcp", "doctor"])
 def test_the_help_of_a_command_is_its_own(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
     assert f"Usage: looktwice {name} " in capsys.readouterr().out

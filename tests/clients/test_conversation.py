@@ -48,6 +48,23 @@ def test_a_conversation_carries_its_pictures_and_turns(wire: Any) -> None:
     assert conversation.messages[1]["content"] == first.text
 
 
+def test_a_conversation_remembers_the_last_inspection_and_can_change_its_reference(
+    wire: Any,
+) -> None:
+    with Inspector() as inspector:
+        conversation = inspector.chat(red(204), "bottle")
+        assert (conversation.inspection, conversation.reference) == (None, "bottle")
+        conversation.send("Any defect?")
+        conversation.send("And in this one?", red(20))
+        assert conversation.inspection is not None
+        assert round(conversation.inspection.score * 255) == 20
+        conversation.reference = "capsule"
+        conversation.send("Sure?")
+        assert conversation.inspection.reference.name == "capsule"
+    names = [body["inspection"]["reference"] for _, body in wire.requests]
+    assert names == ["bottle", "bottle", "capsule"]
+
+
 def test_a_streamed_answer_is_the_whole_answer_in_pieces(wire: Any) -> None:
     with Inspector() as inspector:
         conversation = inspector.chat(red(204))

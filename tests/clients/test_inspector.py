@@ -66,6 +66,38 @@ def test_inspect_many_async_keeps_the_order_within_its_concurrency(wire: Any) ->
     assert 2 <= wire.most_under_way <= 3
 
 
+class Terminal(io.StringIO):
+    """A stderr that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("terminal", "asked"), [(True, True), (True, False), (False, True)], ids=str
+)
+def test_inspect_many_shows_its_progress_on_a_terminal_where_asked_to(
+    wire: Any, monkeypatch: pytest.MonkeyPatch, terminal: bool, asked: bool
+) -> None:
+    monkeypatch.setattr("looktwice_clients.inspector.BAR_DELAY", 0.0)
+    wire.slowest = 0.2
+
+    async def run() -> None:
+        async with AsyncInspector() as inspector:
+            async for _ in inspector.inspect_many([red(0)] * 3, concurrency=1, progress=asked):
+                pass
+
+    def many() -> None:
+        with Inspector() as inspector:
+            list(inspector.inspect_many([red(0)] * 3, concurrency=1, progress=asked))
+
+    for ask in (many, lambda: asyncio.run(run())):
+        stderr = Terminal() if terminal else io.StringIO()
+        monkeypatch.setattr("sys.stderr", stderr)
+        ask()
+        assert ("2/3" in stderr.getvalue()) == (terminal and asked)
+
+
 def test_inspect_many_is_faster_than_one_after_another(wire: Any) -> None:
     wire.slowest = 0.2
     with Inspector() as inspector:

@@ -1,17 +1,25 @@
 """The clients against the real server on nano: what one way of asking says, the others say too."""
 
 import asyncio
+import base64
 import io
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
+from langchain_core.messages import HumanMessage
+from langchain_tests.integration_tests import ToolsIntegrationTests
+from mcp import Client, StdioServerParameters
 from PIL import Image
 
 from looktwice_clients import AsyncInspector, Inspection, Inspector
 from looktwice_clients.cli import run
 from looktwice_clients.doctor import server as examine_server
+from looktwice_clients.langchain_chat import ChatLookTwice
+from looktwice_clients.langchain_tool import InspectionTool
 from tests.serving import Server
 
 pytestmark = pytest.mark.server
@@ -100,6 +108,73 @@ def test_a_truncated_picture_is_refused_and_costs_the_others_nothing(inspector: 
     results = list(inspector.inspect_many([GOOD, broken, SCRATCHED], return_exceptions=True))
     assert [isinstance(result, Inspection) for result in results] == [True, False, True]
     assert isinstance(results[1], openai.BadRequestError)
+
+
+def test_a_report_has_the_facts_of_the_inspection_and_words_that_fit(
+    inspector: Inspector,
+) -> None:
+    for picture in (GOOD, SCRATCHED):
+        report = inspector.report(picture, temperature=0)
+        words = report.model_dump(include={"summary", "appearance", "advice"})
+        facts = Inspection.model_validate(report.model_dump(exclude=set(words)))
+        assert same(facts, inspector.inspect(picture, map=False))
+        assert all(1 <= len(text) <= 200 for text in words.values())
+
+
+def test_the_langchain_chat_model_keeps_the_inspections(server: Server) -> None:
+    chat = ChatLookTwice(model="looktwice-nano", base_url=server.url, max_tokens=16, temperature=0)
+    picture = base64.b64encode(SCRATCHED.read_bytes()).decode()
+    block = {"type": "image", "base64": picture, "mime_type": "image/png"}
+    message = HumanMessage([block, {"type": "text", "text": "Any defect?"}])
+    answer = chat.invoke([message])
+    chunks = list(chat.stream([message]))
+    streamed = sum(chunks[1:], chunks[0])
+    assert answer.text == streamed.text != ""
+    for one in (answer, streamed):
+        [found] = one.response_metadata["inspections"]
+        assert found["verdict"] == "anomalous"
+
+
+class TestLangChainToolConforms(ToolsIntegrationTests):
+    @pytest.fixture(autouse=True)
+    def address(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOOKTWICE_URL", server.url)
+
+    @property
+    def tool_constructor(self) -> type[InspectionTool]:
+        return InspectionTool
+
+    @property
+    def tool_constructor_params(self) -> dict[str, Any]:
+        return {"roots": [EXAMPLES]}
+
+    @property
+    def tool_invoke_params_example(self) -> dict[str, Any]:
+        return {"image": "scratched.png", "overlay": True}
+
+
+def test_an_assistant_inspects_and_asks_over_mcp(server: Server, inspector: Inspector) -> None:
+    command = ["-m", "looktwice_clients", "mcp", "--root", str(EXAMPLES), "--url", server.url]
+
+    async def session() -> tuple[Any, Any, Any]:
+        parameters = StdioServerParameters(command=sys.executable, args=command)
+        async with Client(parameters) as client:
+            picture = {"image": "scratched.png"}
+            inspected = await client.call_tool("inspect_image", picture)
+            explained = await client.call_tool("explain", picture | {"question": "Any defect?"})
+            unknown = await client.call_tool(
+                "compare_with_reference", picture | {"reference": "never-made"}
+            )
+            return inspected, explained, unknown
+
+    inspected, explained, unknown = asyncio.run(session())
+    found = Inspection.model_validate(inspected.structured_content)
+    assert same(found, inspector.inspect(SCRATCHED))
+    assert [block.type for block in inspected.content] == ["text", "image"]
+    assert explained.structured_content["answer"]
+    assert explained.structured_content["inspection"]["verdict"] == "anomalous"
+    assert unknown.is_error
+    assert "no reference named 'never-made'" in unknown.content[0].text
 
 
 def test_the_commands_drive_the_real_server(

@@ -1,0 +1,79 @@
+"""`looktwice mcp`: the inspection for assistants that speak the Model Context Protocol."""
+
+import os
+import socket
+from pathlib import Path
+
+import click
+
+from looktwice_clients.cli import url_option
+
+KEY = "LOOKTWICE_MCP_KEY"
+
+
+@click.command()
+@click.option(
+    "--root",
+    "roots",
+    metavar="FOLDER",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Open this folder's pictures, and those below it; may be given several times.",
+)
+@click.option(
+    "--allow-host",
+    "hosts",
+    metavar="HOST",
+    multiple=True,
+    help="Let pictures be fetched from this host, such as a camera's; '*' opens all.",
+)
+@click.option("--http", is_flag=True, help="Serve streamable HTTP at /mcp instead of stdio.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where --http listens.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8100, show_default=True, help="Its port."
+)
+@url_option
+def mcp(
+    roots: tuple[Path, ...],
+    hosts: tuple[str, ...],
+    http: bool,
+    host: str,
+    port: int,
+    url: str | None,
+) -> None:
+    """Serve inspect_image, compare_with_reference, list_references and explain to an assistant.
+
+    Over stdio, for an assistant that starts this command itself, or over HTTP, where
+    $LOOKTWICE_MCP_KEY is the bearer key that requests must carry. No folder or host is open unless
+    it is named here.
+    """
+    import anyio
+
+    from looktwice_clients.allowed_pictures import AllowedPictures
+    from looktwice_clients.inspector import AsyncInspector
+    from looktwice_clients.mcp_server import MAX_BODY, mcp_server
+
+    key = os.environ.get(KEY) or None
+    if http and host not in ("127.0.0.1", "localhost", "::1") and key is None:
+        raise click.UsageError(f"--host {host} opens it to the network: set ${KEY} first")
+
+    if http:
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            socket.create_server((host, port), family=family).close()
+        except OSError as error:
+            reason = error.strerror or error
+            raise click.ClickException(f"cannot listen on {host}:{port}: {reason}") from None
+
+    async def serve() -> None:
+        async with AsyncInspector(url) as inspector:
+            server = mcp_server(inspector, AllowedPictures(roots, hosts), key if http else None)
+            if not http:
+                await server.run_stdio_async()
+                return
+            click.echo(f"looktwice: MCP on http://{host}:{port}/mcp", err=True)
+            await server.run_streamable_http_async(
+                host=host, port=port, max_request_body_size=MAX_BODY
+            )
+
+    anyio.run(serve)

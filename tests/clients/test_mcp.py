@@ -1,0 +1,255 @@
+"""The MCP server, asked by the SDK's own client: in process, over stdio, and over HTTP."""
+
+import asyncio
+import base64
+import io
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from jsonschema import validate
+from mcp import Client, StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
+from PIL import Image
+
+from looktwice_clients import AsyncInspector, Inspection
+from looktwice_clients.allowed_pictures import AllowedPictures
+from looktwice_clients.cli import run
+from looktwice_clients.images import to_wire
+from looktwice_clients.mcp_server import mcp_server
+from tests.serving import free_port
+
+COMMAND = ["-m", "looktwice_clients", "mcp"]
+TOOLS = ["inspect_image", "compare_with_reference", "list_references", "explain"]
+
+
+@pytest.fixture
+def line(tmp_path: Path, wire: Any) -> Path:
+    """An open folder with a picture, a file that only looks like one, and a way out."""
+    folder = tmp_path / "line"
+    folder.mkdir()
+    Image.new("RGB", (40, 30), (204, 0, 0)).save(folder / "part.png")
+    (folder / "notes.png").write_text("the password is swordfish")
+    Image.new("RGB", (40, 30)).save(tmp_path / "secret.png")
+    (folder / "out.png").symlink_to(tmp_path / "secret.png")
+    return folder
+
+
+def asked(line: Path, tool: str, **arguments: Any) -> Any:
+    """One call of a tool of a server in this process."""
+
+    async def call() -> Any:
+        async with AsyncInspector(max_retries=0) as inspector:
+            server = mcp_server(inspector, AllowedPictures([line]))
+            async with Client(server) as client:
+                return await client.call_tool(tool, arguments)
+
+    return asyncio.run(call())
+
+
+def text(result: Any) -> str:
+    return result.content[0].text
+
+
+async def everything(client: Client) -> dict[str, Any]:
+    """All four tools, asked once each, and what the server says of itself."""
+    listed = {tool.name: tool for tool in (await client.list_tools()).tools}
+    part = {"image": "part.png"}
+    return {
+        "tools": listed,
+        "inspected": await client.call_tool("inspect_image", part),
+        "compared": await client.call_tool(
+            "compare_with_reference", part | {"reference": "bottle", "overlay": False}
+        ),
+        "references": await client.call_tool("list_references", {}),
+        "explained": await client.call_tool("explain", part | {"question": "Any defect?"}),
+        "refused": await client.call_tool("inspect_image", {"image": "out.png"}),
+    }
+
+
+def check_everything(found: dict[str, Any]) -> None:
+    assert list(found["tools"]) == TOOLS
+    for name in ("inspected", "compared"):
+        inspection = Inspection.model_validate(found[name].structured_content)
+        assert (inspection.score, inspection.map) == (pytest.approx(0.8), None)
+        assert text(found[name]) == inspection.details()
+    assert found["compared"].structured_content["reference"]["name"] == "bottle"
+    assert len(found["compared"].content) == 1
+    picture = found["inspected"].content[1]
+    assert (picture.type, picture.mime_type) == ("image", "image/jpeg")
+    assert Image.open(io.BytesIO(base64.b64decode(picture.data))).size[0] == 640
+    assert found["references"].structured_content == {
+        "references": [{"name": "bottle", "version": "9f2c", "images": 8}]
+    }
+    explained = found["explained"].structured_content
+    assert explained["answer"] == "Any defect? 1 pictures, 1 messages."
+    assert explained["inspection"]["verdict"] == "anomalous"
+    assert found["refused"].is_error
+    assert "no such picture in the allowed folders" in text(found["refused"])
+    for tool, result in (
+        ("inspect_image", "inspected"),
+        ("list_references", "references"),
+        ("explain", "explained"),
+    ):
+        validate(found[result].structured_content, found["tools"][tool].output_schema)
+
+
+def over_stdio(line: Path, wire: Any, use: Callable[[Client], Awaitable[Any]]) -> Any:
+    environment = {"LOOKTWICE_URL": wire.url, "NO_PROXY": "127.0.0.1"}
+    arguments = [*COMMAND, "--root", str(line)]
+    parameters = StdioServerParameters(command=sys.executable, args=arguments, env=environment)
+
+    async def session() -> Any:
+        async with Client(parameters) as client:
+            return await use(client)
+
+    return asyncio.run(session())
+
+
+@contextmanager
+def http_server(line: Path, *flags: str) -> Iterator[str]:
+    """`looktwice mcp --http` on a free port until the block ends; its address."""
+    port = free_port()
+    arguments = [*COMMAND, "--http", "--port", str(port), "--root", str(line), *flags]
+    process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{port}/mcp"
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                httpx2.get(url, timeout=1)
+                break
+            except httpx2.TransportError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def over_http(url: str, use: Callable[[Client], Awaitable[Any]], **headers: str) -> Any:
+    async def session() -> Any:
+        async with httpx2.AsyncClient(headers=headers, timeout=30) as http:
+            async with Client(streamable_http_client(url, http_client=http)) as client:
+                return await use(client)
+
+    return asyncio.run(session())
+
+
+def test_the_four_tools_work_over_stdio(line: Path, wire: Any) -> None:
+    check_everything(over_stdio(line, wire, everything))
+
+
+def test_the_four_tools_work_over_http_with_the_key_and_not_without(
+    line: Path, wire: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOOKTWICE_MCP_KEY", "opensesame")
+    with http_server(line) as url:
+        check_everything(over_http(url, everything, Authorization="Bearer opensesame"))
+        before = len(wire.requests)
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "opensesame"}):
+            refused = httpx2.post(url, json={}, headers=headers)
+            assert refused.status_code == 401
+            assert refused.headers["WWW-Authenticate"].startswith("Bearer")
+            assert "opensesame" not in refused.text
+        assert len(wire.requests) == before
+
+
+def test_a_page_in_a_browser_cannot_reach_the_server_on_this_machine(line: Path) -> None:
+    with http_server(line) as url:
+        over_http(url, lambda client: client.list_tools())
+        assert httpx2.post(url, json={}, headers={"Host": "evil.example"}).status_code == 421
+        assert httpx2.post(url, json={}, headers={"Origin": "http://evil"}).status_code == 403
+
+
+def test_a_picture_of_several_megabytes_comes_through_http(line: Path) -> None:
+    noise = Image.effect_noise((2600, 2400), 100)
+    uri = to_wire(noise)
+    assert len(uri) > 5_000_000
+    with http_server(line) as url:
+        asked = {"image": uri, "overlay": False}
+        result = over_http(url, lambda client: client.call_tool("inspect_image", asked))
+    assert result.structured_content["width"] == 2600
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.png", "out.png", "/etc/passwd", "notes.png", "http://169.254.169.254/", "a\0b"],
+)
+@pytest.mark.parametrize("tool", ["inspect_image", "explain"])
+def test_what_is_closed_or_no_picture_is_refused(
+    line: Path, wire: Any, tool: str, name: str
+) -> None:
+    question = {"question": "What does it say?"} if tool == "explain" else {}
+    result = asked(line, tool, image=name, **question)
+    assert result.is_error
+    assert "swordfish" not in text(result)
+    assert "root:" not in text(result)
+    assert str(line) not in text(result).replace(name, "")
+    assert wire.requests == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("url", "http://127.0.0.1:9/v1", "cannot reach the server"),
+        ("key", "right", "wants an API key"),
+        ("broken", {"inspections": {"data": "?"}}, "no list of inspections"),
+    ],
+)
+def test_a_server_that_is_down_refuses_or_talks_nonsense_is_said(
+    line: Path, wire: Any, monkeypatch: pytest.MonkeyPatch, setting: str, value: Any, said: str
+) -> None:
+    if setting == "url":
+        monkeypatch.setenv("LOOKTWICE_URL", value)
+    else:
+        setattr(wire, setting, value)
+    result = asked(line, "inspect_image", image="part.png")
+    assert result.is_error
+    assert said in text(result)
+
+
+def test_an_unknown_reference_and_a_missing_argument_are_said(line: Path, wire: Any) -> None:
+    result = asked(line, "compare_with_reference", image="part.png", reference="unknown")
+    assert "no reference named unknown" in text(result)
+    assert "reference" in text(asked(line, "compare_with_reference", image="part.png"))
+
+
+def test_words_of_a_model_come_without_control_characters(line: Path, wire: Any) -> None:
+    result = asked(line, "explain", image="part.png", question="\x1b[2Jdefect?")
+    assert "\x1b" not in text(result)
+    assert "\x1b" not in result.structured_content["answer"]
+
+
+def test_the_network_needs_a_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LOOKTWICE_MCP_KEY", raising=False)
+    assert run(["mcp", "--http", "--host", "0.0.0.0"]) == 2
+    assert "set $LOOKTWICE_MCP_KEY first" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run(["mcp", "--http", "--port", str(taken.getsockname()[1])]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("looktwice: cannot listen on 127.0.0.1:")
+
+
+def test_the_server_ends_with_its_assistant(line: Path) -> None:
+    command = [sys.executable, *COMMAND, "--root", str(line)]
+    ended = subprocess.run(command, input=b"no JSON\n", capture_output=True, timeout=60)
+    assert ended.returncode == 0
+    assert b"Traceback" not in ended.stderr
+
+
+def test_a_folder_that_is_not_there_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["mcp", "--root", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err

