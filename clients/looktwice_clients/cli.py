@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": "Run the OpenAI-compatible inspection server.",
     "inspect": "Score, verdict and regions of pictures.",
     "chat": "Talk about pictures in the terminal.",
+    "chatbot": "Serve the inspection page for the plant.",
     "evaluate": "Measure image and pixel metrics on data sets.",
     "train": "Train the papers' stages.",
     "convert-expert": "Convert the authors' released expert weights.",
@@ -28,6 +29,7 @@ COMMANDS = {
 """Help of the project's own commands, in the order in which they are listed."""
 
 EXTRAS = {
+    "chatbot": "'looktwice[chatbot]'",
     "serve": "'looktwice[cpu]' (or 'looktwice[gpu]')",
     "evaluate": "'looktwice[adapters]'",
     "train": "'looktwice[train]'",
