@@ -84,8 +84,9 @@ def _add_routes(app: FastAPI, history: History, key: str | None) -> None:
         return RedirectResponse(f"/{preferred(request.headers.get('accept-language', ''))}/")
 
     @app.get("/health")
-    async def health() -> Response:
-        return PlainTextResponse("")
+    @app.get("/favicon.ico")
+    async def empty() -> Response:
+        return Response(status_code=204)
 
     @app.api_route("/login", methods=["GET", "POST"])
     async def login(request: Request) -> Response:

@@ -117,7 +117,7 @@ def _article(words: Wording, entry: Entry) -> str:
         f'<article class="past"><a href="/history/{row.id}.jpg" target="_blank">'
         f'<img loading="lazy" src="/history/{row.id}.jpg" width="160" '
         f'alt="{escape(words("history.picture", file=row.file_name))}"></a><div>'
-        f"<h3>{escape(row.file_name)}</h3>"
+        f"<h2>{escape(row.file_name)}</h2>"
         f'<p><time datetime="{row.created.isoformat()}">{escape(time)}</time></p>'
         f'<p><strong class="verdict {escape(row.verdict)}">'
         f"{escape(words.word('verdict', row.verdict))}</strong> "

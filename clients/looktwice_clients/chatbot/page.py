@@ -13,6 +13,8 @@ CSS = Path(__file__).parent / "page.css"
 PICTURES_KEPT = 24 * 3600
 """Seconds that an uploaded picture stays on the disk; the history keeps its overlay."""
 
+FALSE_ALARM_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+
 # The language of the page for screen readers, and live regions that stay while their text changes.
 ON_LOAD = """() => {{
   document.documentElement.lang = "{language}";
@@ -45,6 +47,8 @@ def theme() -> gr.themes.Base:
         font=["system-ui", "Segoe UI", "Noto Sans", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     ).set(
+        color_accent="*primary_700",
+        color_accent_soft="*primary_50",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_text_color="white",
@@ -106,6 +110,7 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
             said = gr.HTML(
                 fragments.notice(words("inspect.ready")), elem_id="said", elem_classes="says"
             )
+            result = gr.HTML(elem_id="result")
         with gr.Column(min_width=300):
             overlay = gr.Image(
                 label=words("result.overlay"),
@@ -114,7 +119,6 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
                 buttons=["download", "fullscreen"],
                 elem_id="overlay",
             )
-            result = gr.HTML(elem_id="result")
     with gr.Row():
         with gr.Column(min_width=300):
             talk = _conversation(station, session)
@@ -132,6 +136,8 @@ def _conversation(station: Station, session: gr.State) -> gr.Chatbot:
         label=words("chat.heading"),
         render_markdown=False,
         feedback_options=None,
+        buttons=["copy"],
+        show_label=False,
         allow_tags=False,
         height=280,
         elem_id="talk",
@@ -151,12 +157,13 @@ def _conversation(station: Station, session: gr.State) -> gr.Chatbot:
         [said, talk, question],
         **QUIET,
     )
+    talk.clear(station.forget, session, said, **QUIET)
     return talk
 
 
 def _feedback(station: Station, session: gr.State) -> gr.Textbox:
     words = station.words
-    gr.HTML(f"<h2>{words('feedback.heading')}</h2>")
+    gr.HTML(f"<h2>{words('feedback.title')}</h2>")
     opinion = gr.Radio(
         [(words("feedback.right"), "right"), (words("feedback.wrong"), "wrong")],
         label=words("feedback.heading"),
@@ -178,11 +185,11 @@ def _history_tab(station: Station, tab: gr.Tab) -> None:
     words = station.words
     number = gr.State(0)
     with gr.Row():
-        refresh = gr.Button(words("history.refresh"), elem_id="refresh")
-        newer = gr.Button(words("history.newer"), interactive=False, elem_id="newer")
-        older = gr.Button(words("history.older"), interactive=False, elem_id="older")
+        refresh = gr.Button(words("history.refresh"), min_width=80, elem_id="refresh")
+        newer = gr.Button(words("history.newer"), min_width=80, interactive=False, elem_id="newer")
+        older = gr.Button(words("history.older"), min_width=80, interactive=False, elem_id="older")
     gr.HTML(f'<a class="export" href="/history.csv" download>{words("history.export")}</a>')
-    shown = gr.HTML(elem_id="past", elem_classes="says")
+    shown = gr.HTML(elem_id="past")
     outputs = [shown, number, newer, older]
     tab.select(station.newest, None, outputs, **QUIET)
     refresh.click(station.newest, None, outputs, **QUIET)
@@ -208,12 +215,10 @@ def _products_tab(station: Station, choice: gr.Dropdown) -> gr.HTML:
                 file_types=["image"],
                 elem_id="product-pictures",
             )
-            rate = gr.Number(
-                0.05,
+            rate = gr.Dropdown(
+                [(fragments.percent(rate), rate) for rate in FALSE_ALARM_RATES],
+                value=0.05,
                 label=words("products.rate"),
-                minimum=0.001,
-                maximum=0.5,
-                step=0.01,
                 elem_id="rate",
             )
             replace = gr.Checkbox(label=words("products.replace"), elem_id="replace")

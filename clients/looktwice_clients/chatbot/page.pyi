@@ -21,7 +21,6 @@ ON_LOAD = """() => {{
   }}
 }}"""
 
-
 LOUD: dict[str, Any] = {"api_visibility": "private"}
 QUIET: dict[str, Any] = {"show_progress": "hidden", **LOUD}
 """How events run: offered to no other program, with and without a moving bar."""
@@ -33,17 +32,15 @@ class Picture(gr.Image):
 
     is_template = True  # drawn in the browser by Gradio's own Image
 
-    is_template = True  # drawn in the browser by Gradio's own Image
-
     def preprocess(self, payload: ImageData | None) -> str | None:
         """Where the file lies; whether it is a picture, the client says in better words."""
         return payload.path if payload else None
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 def theme() -> gr.themes.Base:
     """The machine's own fonts, so that nothing is fetched, and colours of enough contrast."""
@@ -61,7 +58,6 @@ def theme() -> gr.themes.Base:
         input_placeholder_color="*neutral_600",
         input_placeholder_color_dark="*neutral_300",
     )
-
 
 def build(station: Station) -> gr.Blocks:
     """The whole page in the station's language."""
@@ -86,7 +82,6 @@ def build(station: Station) -> gr.Blocks:
         )
         page.load(station.known, None, [choice, listed], **QUIET)
     return page
-
 
 def _inspect_tab(station: Station) -> gr.Dropdown:
     """Picture, verdict, feedback and conversation; returns the choice of products."""
@@ -132,7 +127,6 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
     button.click(station.inspect, [picture, product], outputs, show_progress_on=[result], **LOUD)
     return product
 
-
 def _conversation(station: Station, session: gr.State) -> gr.Chatbot:
     words = station.words
     gr.HTML(f"<h2>{words('chat.heading')}</h2><p>{words('chat.reset')}</p>")
@@ -161,7 +155,6 @@ def _conversation(station: Station, session: gr.State) -> gr.Chatbot:
     )
     return talk
 
-
 def _feedback(station: Station, session: gr.State) -> gr.Textbox:
     words = station.words
     gr.HTML(f"<h2>{words('feedback.heading')}</h2>")
@@ -181,7 +174,6 @@ def _feedback(station: Station, session: gr.State) -> gr.Textbox:
     send.click(station.feedback, [opinion, word, session], said, **QUIET)
     return word
 
-
 def _history_tab(station: Station, tab: gr.Tab) -> None:
     words = station.words
     number = gr.State(0)
@@ -196,7 +188,6 @@ def _history_tab(station: Station, tab: gr.Tab) -> None:
     refresh.click(station.newest, None, outputs, **QUIET)
     newer.click(station.newer, number, outputs, **QUIET)
     older.click(station.older, number, outputs, **QUIET)
-
 
 def _products_tab(station: Station, choice: gr.Dropdown) -> gr.HTML:
     """Add a product from good pictures; returns the table of those known."""

@@ -47,6 +47,7 @@ class Session:
     """What one open page remembers: the last inspection, and the conversation about it."""
 
     row: InspectionRow
+    picture: bytes
     conversation: AsyncConversation
 
 
@@ -83,7 +84,6 @@ class Station:
         jpeg = io.BytesIO()
         overlay.save(jpeg, "JPEG", quality=OVERLAY_QUALITY)
         row = _row(inspection, Path(picture).name, jpeg.getvalue(), request)
-        conversation = self.inspector.chat(content, product or None, max_tokens=MAX_TOKENS)
         verdict = self.words.word("verdict", inspection.verdict)
         done = fragments.notice(self.words("inspect.done", verdict=verdict))
         alt = self.words(
@@ -92,7 +92,7 @@ class Station:
             regions=fragments.regions_in_words(self.words, row.regions),
         )
         shown = gr.Image(value=overlay, alt_text=alt)
-        session = Session(row, conversation)
+        session = Session(row, content, self._conversation(row, content))
         yield done, shown, fragments.result(self.words, row), session, [], ""
         yield done + await self.keep("inspect", row), *nothing
 
@@ -116,6 +116,15 @@ class Station:
         except (LookTwiceError, openai.OpenAIError) as error:
             sorry = self.words("chat.stopped", detail=self.explain(error))
             yield self.problem(sorry), talk[:-2], question
+
+    async def forget(self, session: Session | None) -> str:
+        """Begin the conversation about the same picture anew; the notice."""
+        if session is not None:
+            session.conversation = self._conversation(session.row, session.picture)
+        return ""
+
+    def _conversation(self, row: InspectionRow, picture: bytes) -> AsyncConversation:
+        return self.inspector.chat(picture, row.product, max_tokens=MAX_TOKENS)
 
     async def feedback(
         self, opinion: str | None, word: str, session: Session | None, request: gr.Request
