@@ -29,14 +29,13 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", **LOUD}
 """How events run: offered to no other program, with and without a moving bar."""
 
 
-class Picture(gr.Image):
-    """A picture as the operator gave it, byte for byte: the file's path, not opened here."""
+def as_given(payload: ImageData | None) -> str | None:
+    """Where an operator's picture lies, byte for byte as it was given.
 
-    is_template = True  # drawn in the browser by Gradio's own Image
-
-    def preprocess(self, payload: ImageData | None) -> str | None:
-        """Where the file lies; whether it is a picture, the client says in better words."""
-        return payload.path if payload else None
+    In place of Gradio's own step, which opens it: what is wrong with a picture, the client says in
+    better words.
+    """
+    return payload.path if payload else None
 
 
 def theme() -> gr.themes.Base:
@@ -97,7 +96,7 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
                 info=words("inspect.product_hint"),
                 elem_id="product",
             )
-            picture = Picture(
+            picture = gr.Image(
                 sources=["upload", "clipboard", "webcam"],
                 type="filepath",
                 label=words("inspect.picture"),
@@ -106,6 +105,7 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
                 height=320,
                 elem_id="picture",
             )
+            picture.preprocess = as_given  # type: ignore[method-assign,assignment]
             button = gr.Button(words("inspect.button"), variant="primary", elem_id="inspect")
             said = gr.HTML(
                 fragments.notice(words("inspect.ready")), elem_id="said", elem_classes="says"
