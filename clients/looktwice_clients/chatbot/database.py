@@ -110,5 +110,9 @@ def _migrate(engine: Engine, revision: str, change: Callable[[Config, str], None
             f"the database {where} was made by another version of LookTwice ({error})"
         ) from None
     except SQLAlchemyError as error:
-        cause = str(getattr(error, "orig", None) or error)
-        raise DatabaseError(f"cannot open the database {where}: {cause}") from None
+        raise DatabaseError(f"cannot open the database {where}: {cause(error)}") from None
+
+
+def cause(error: SQLAlchemyError) -> str:
+    """What the driver says, in one line, without SQL or data."""
+    return " ".join(str(getattr(error, "orig", None) or type(error).__name__).split())

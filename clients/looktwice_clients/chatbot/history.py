@@ -17,7 +17,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, undefer
 
-from looktwice_clients.chatbot.database import connect, upgrade
+from looktwice_clients.chatbot.database import cause, connect, upgrade
 from looktwice_clients.chatbot.tables import FeedbackRow, InspectionRow, Table
 from looktwice_clients.errors import DatabaseError
 
@@ -77,13 +77,13 @@ class History:
             return True
         except SQLAlchemyError as error:
             if self._waiting is None:
-                raise DatabaseError(_cause(error)) from None
-            log.warning("the database is away, what is new waits: %s", _cause(error))
+                raise DatabaseError(cause(error)) from None
+            log.warning("the database is away, what is new waits: %s", cause(error))
         try:
             with self._moving:
                 _merge(self._waiting, rows)
         except SQLAlchemyError as error:
-            raise DatabaseError(_cause(error)) from None
+            raise DatabaseError(cause(error)) from None
         return False
 
     def waiting(self) -> int:
@@ -105,7 +105,7 @@ class History:
             try:
                 _merge(self._engine, rows)
             except SQLAlchemyError as error:
-                log.warning("%d entries still wait: %s", len(rows), _cause(error))
+                log.warning("%d entries still wait: %s", len(rows), cause(error))
                 return 0
             for kind in (FeedbackRow, InspectionRow):
                 session.execute(delete(kind))
@@ -124,7 +124,7 @@ class History:
                 page = _newest_of(owner).offset(number * PAGE).limit(PAGE)
                 return _entries(session, page), session.scalar(total) or 0
         except SQLAlchemyError as error:
-            raise DatabaseError(_cause(error)) from None
+            raise DatabaseError(cause(error)) from None
 
     def overlay(self, owner: str, inspection_id: str) -> bytes | None:
         """The overlay picture of one of the owner's inspections, as JPEG; None if it is not theirs.
@@ -140,7 +140,7 @@ class History:
                     )
                 )
         except SQLAlchemyError as error:
-            raise DatabaseError(_cause(error)) from None
+            raise DatabaseError(cause(error)) from None
 
     def as_csv(self, owner: str) -> str:
         """All of an owner's inspections, newest first: a line each below `CSV_COLUMNS`.
@@ -156,7 +156,7 @@ class History:
                 for entry in _entries(session, _newest_of(owner)):
                     writer.writerow(map(_harmless, _csv_fields(entry)))
         except SQLAlchemyError as error:
-            raise DatabaseError(_cause(error)) from None
+            raise DatabaseError(cause(error)) from None
         return lines.getvalue()
 
     def close(self) -> None:
@@ -201,8 +201,3 @@ def _harmless(field: object) -> object:
     """A text that a spreadsheet would run as a formula, as text."""
     dangerous = isinstance(field, str) and field.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{field}" if dangerous else field
-
-
-def _cause(error: SQLAlchemyError) -> str:
-    """What the driver says, in one line, without SQL or data."""
-    return " ".join(str(getattr(error, "orig", None) or type(error).__name__).split())

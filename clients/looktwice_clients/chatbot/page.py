@@ -105,7 +105,7 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
                 height=320,
                 elem_id="picture",
             )
-            picture.preprocess = as_given  # type: ignore[method-assign,assignment]
+            picture.preprocess = as_given  # type: ignore[method-assign]
             button = gr.Button(words("inspect.button"), variant="primary", elem_id="inspect")
             said = gr.HTML(
                 fragments.notice(words("inspect.ready")), elem_id="said", elem_classes="says"
