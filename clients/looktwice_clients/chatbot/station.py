@@ -20,7 +20,7 @@ from looktwice_clients.chatbot.tables import FeedbackRow, InspectionRow, new_id,
 from looktwice_clients.chatbot.wording import Wording
 from looktwice_clients.conversation import AsyncConversation
 from looktwice_clients.errors import DatabaseError, ImageError, LookTwiceError, one_line, printable
-from looktwice_clients.images import read
+from looktwice_clients.images import to_wire
 from looktwice_clients.inspector import AsyncInspector
 from looktwice_clients.overlay import OverlayStyle, draw_overlay
 from looktwice_clients.schemas import Inspection
@@ -47,7 +47,7 @@ class Session:
     """What one open page remembers: the last inspection, and the conversation about it."""
 
     row: InspectionRow
-    picture: bytes
+    picture: str
     conversation: AsyncConversation
 
 
@@ -75,7 +75,7 @@ class Station:
         cleared: tuple[Any, ...] = (None, "", None, [], "")
         yield fragments.notice(self.words("inspect.running")), *cleared
         try:
-            content = await asyncio.to_thread(read, Path(picture))
+            content = await asyncio.to_thread(uploaded, picture)
             inspection = await self.inspector.inspect(content, product or None)
             overlay = await asyncio.to_thread(draw_overlay, content, inspection, _STYLE)
         except (LookTwiceError, openai.OpenAIError) as error:
@@ -123,7 +123,7 @@ class Station:
             session.conversation = self._conversation(session.row, session.picture)
         return ""
 
-    def _conversation(self, row: InspectionRow, picture: bytes) -> AsyncConversation:
+    def _conversation(self, row: InspectionRow, picture: str) -> AsyncConversation:
         return self.inspector.chat(picture, row.product, max_tokens=MAX_TOKENS)
 
     async def feedback(
@@ -212,8 +212,8 @@ class Station:
                 exists = self.words("products.exists", name=name)
                 yield self.problem(exists), gr.skip(), gr.skip()
                 return
-            paths = [Path(picture) for picture in pictures]
-            added = await products.add(self.inspector, name, paths, rate)
+            contents = await asyncio.to_thread(lambda: [uploaded(path) for path in pictures])
+            added = await products.add(self.inspector, name, contents, rate)
         except (LookTwiceError, openai.OpenAIError) as error:
             yield self.problem(self.explain(error)), gr.skip(), gr.skip()
             return
@@ -256,6 +256,19 @@ class Station:
         kind = next(kind for of, kind in kinds if isinstance(error, of))
         detail = one_line(error).removeprefix("images[0]").lstrip(": ")
         return self.words(f"error.{kind}", detail=detail)
+
+
+def uploaded(picture: str) -> str:
+    """An uploaded file as a data URI, byte for byte where servers read its format.
+
+    Raises:
+        ImageError: it is no picture, or too large; the text names the file, not the folder.
+    """
+    path = Path(picture)
+    try:
+        return to_wire(path)
+    except ImageError as error:
+        raise ImageError(str(error).replace(f"{path.parent}/", "")) from None
 
 
 def _visitor(request: gr.Request) -> dict[str, str]:

@@ -16,7 +16,7 @@ from tests.clients.conftest import WireHandler, WireServer
 class PlantHandler(WireHandler):
     server: "PlantServer"
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802  http.server's name
         if self.path != "/v1/references":
             super().do_GET()
         elif not self.server.keeps_products:
@@ -25,7 +25,7 @@ class PlantHandler(WireHandler):
             known = list(self.server.products.values())
             self._json(200, {"object": "list", "model": self.server.model, "data": known})
 
-    def do_PUT(self) -> None:
+    def do_PUT(self) -> None:  # noqa: N802
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self._admitted():
             return

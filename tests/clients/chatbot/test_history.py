@@ -104,7 +104,7 @@ def test_a_database_of_a_newer_version_is_refused_in_one_line(tmp_path):
     History(url, tmp_path).close()
     with connect(url).begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(DatabaseError, match="another version of LookTwice.*9999"):
+    with pytest.raises(DatabaseError, match=r"another version of LookTwice.*9999"):
         History(url, tmp_path)
 
 
