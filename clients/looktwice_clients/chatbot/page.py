@@ -18,7 +18,7 @@ FALSE_ALARM_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 # The language of the page for screen readers, and live regions that stay while their text changes.
 ON_LOAD = """() => {{
   document.documentElement.lang = "{language}";
-  for (const box of document.querySelectorAll(".says")) {{
+  for (const box of document.querySelectorAll(".block.says")) {{
     box.setAttribute("role", "status"); box.setAttribute("aria-live", "polite");
   }}
 }}"""

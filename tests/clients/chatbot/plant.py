@@ -16,6 +16,13 @@ from tests.clients.conftest import WireHandler, WireServer
 class PlantHandler(WireHandler):
     server: "PlantServer"
 
+    def parse_request(self) -> bool:
+        """Hang up instead of answering, where the server is away."""
+        if self.server.away:
+            self.close_connection = True
+            return False
+        return super().parse_request()
+
     def do_GET(self) -> None:  # noqa: N802  http.server's name
         if self.path != "/v1/references":
             super().do_GET()
@@ -54,8 +61,16 @@ class PlantServer(WireServer):
     def __init__(self) -> None:
         super().__init__()
         self.RequestHandlerClass = PlantHandler
+        self.refresh()
+
+    def refresh(self) -> None:
+        """As at the start."""
         self.products: dict[str, dict[str, Any]] = {}
         self.keeps_products = True
+        self.away = False
+        self.slowest = 0.0
+        self.most_under_way = 0
+        self.requests.clear()
 
 
 @contextmanager
