@@ -4,7 +4,7 @@ BIN := .venv/bin
 TORCH := torch==2.13.0+cpu torchvision==0.28.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test lint lock
+.PHONY: setup demo test test-system lint lock
 
 setup: .venv/ready
 
@@ -25,12 +25,16 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# Needs Debian's packages of .ci/system-packages.
+test-system: setup
+	$(BIN)/python -m pytest tests/system
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 lock:
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra train --extra dev --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra train --extra chatbot --extra dev --python-version 3.11 \
 	  --override requirements/cpu.overrides --find-links "$(PIP_FIND_LINKS)" \
 	  --no-emit-find-links --no-emit-index-url --quiet --output-file requirements/cpu.lock

@@ -19,6 +19,7 @@ from looktwice_clients.chatbot.history import History
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.images import MAX_BYTES
 from looktwice_clients.inspector import AsyncInspector
+from tests.clients.chatbot.rows import inspection
 
 KEY = "a key of the plant"
 
@@ -83,7 +84,7 @@ def test_no_event_is_offered_to_other_programs(client):
     assert offered == {"named_endpoints": {}, "unnamed_endpoints": {}}
 
 
-def test_a_browser_keeps_its_history_and_sees_nobody_elses(client, inspection):
+def test_a_browser_keeps_its_history_and_sees_nobody_elses(client):
     client.get("/en/")
     mine = client.cookies[operators.OWNER]
     row, other = inspection(owner=mine), inspection(owner="somebody else")

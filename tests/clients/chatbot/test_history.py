@@ -12,13 +12,14 @@ from looktwice_clients.chatbot.database import connect, database_url, downgrade,
 from looktwice_clients.chatbot.history import PAGE, History
 from looktwice_clients.chatbot.tables import Table
 from looktwice_clients.errors import DatabaseError
+from tests.clients.chatbot.rows import feedback, inspection
 
 
 def lines_of(history: History, owner: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(history.as_csv(owner), newline="")))
 
 
-def test_an_inspection_comes_back_as_it_was_saved_its_overlay_on_request(history, inspection):
+def test_an_inspection_comes_back_as_it_was_saved_its_overlay_on_request(history):
     row = inspection()
     assert history.save(row)
     [entry], total = history.page("a")
@@ -28,7 +29,7 @@ def test_an_inspection_comes_back_as_it_was_saved_its_overlay_on_request(history
     assert history.overlay("a", row.id) == b"jpeg of a"
 
 
-def test_nobody_sees_an_inspection_of_somebody_else(history, inspection):
+def test_nobody_sees_an_inspection_of_somebody_else(history):
     row = inspection(owner="a")
     history.save(row)
     assert history.page("b") == ([], 0)
@@ -36,7 +37,7 @@ def test_nobody_sees_an_inspection_of_somebody_else(history, inspection):
     assert lines_of(history, "b") == []
 
 
-def test_saving_again_keeps_one(history, inspection, feedback):
+def test_saving_again_keeps_one(history):
     row = inspection()
     said = feedback(row)
     for _ in range(2):
@@ -45,14 +46,14 @@ def test_saving_again_keeps_one(history, inspection, feedback):
     assert len(lines_of(history, "a")) == 1
 
 
-def test_feedback_brings_an_inspection_along_that_could_not_be_saved(history, inspection, feedback):
+def test_feedback_brings_an_inspection_along_that_could_not_be_saved(history):
     row = inspection()
     history.save(row, feedback(row, word="scratch"))
     [entry], _ = history.page("a")
     assert (entry.feedback.right, entry.feedback.word) == (True, "scratch")
 
 
-def test_the_latest_feedback_counts(history, inspection, feedback):
+def test_the_latest_feedback_counts(history):
     row = inspection()
     history.save(row, feedback(row, minute=2, right=False, word="dust"))
     history.save(row, feedback(row, minute=1, right=True, word="scratch"))
@@ -60,7 +61,7 @@ def test_the_latest_feedback_counts(history, inspection, feedback):
     assert (entry.feedback.right, entry.feedback.word) == (False, "dust")
 
 
-def test_pages_go_from_the_newest_to_the_oldest(history, inspection):
+def test_pages_go_from_the_newest_to_the_oldest(history):
     for minute in range(PAGE + 2):
         history.save(inspection(minute=minute, file_name=f"{minute}.png"))
     first, total = history.page("a", 0)
@@ -71,7 +72,7 @@ def test_pages_go_from_the_newest_to_the_oldest(history, inspection):
     assert names == [f"{minute}.png" for minute in reversed(range(PAGE + 2))]
 
 
-def test_the_csv_has_a_line_an_inspection_with_its_feedback(history, inspection, feedback):
+def test_the_csv_has_a_line_an_inspection_with_its_feedback(history):
     row = inspection(file_name="Prüfling, 부품.png")
     history.save(row, feedback(row, right=False, word="dust\nof the press"))
     [line] = lines_of(history, "a")
@@ -82,7 +83,7 @@ def test_the_csv_has_a_line_an_inspection_with_its_feedback(history, inspection,
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\t=1"])
-def test_no_spreadsheet_runs_what_a_file_is_called(history, inspection, name):
+def test_no_spreadsheet_runs_what_a_file_is_called(history, name):
     history.save(inspection(file_name=name))
     assert lines_of(history, "a")[0]["file"] == f"'{name}"
 
@@ -131,7 +132,7 @@ def test_the_default_is_a_file_in_the_data_folder(tmp_path, monkeypatch):
     assert database_url(None, tmp_path).database == "/elsewhere.sqlite"
 
 
-def test_a_file_that_cannot_be_written_is_told(history, inspection, tmp_path):
+def test_a_file_that_cannot_be_written_is_told(history, tmp_path):
     history.close()
     (tmp_path / "history.sqlite").write_bytes(b"this is no database" * 100)
     with pytest.raises(DatabaseError, match="not a database"):

@@ -89,8 +89,8 @@ def test_the_product_goes_to_the_server_with_picture_and_questions(play, plant, 
     page = play(act)
     assert "bottle" in page[2]
     assert "0.020" in page[2]
-    (_, inspection), (_, chat) = plant.requests
-    assert inspection["reference"] == "bottle"
+    (_, looked), (_, chat) = plant.requests
+    assert looked["reference"] == "bottle"
     assert chat["inspection"]["reference"] == "bottle"
 
 
@@ -221,7 +221,7 @@ def test_a_history_that_cannot_be_written_is_told_and_the_result_stays(
     assert "anomalous" in page[2]
 
 
-def test_nothing_that_came_from_elsewhere_becomes_html(play, history, tmp_path, inspection):
+def test_nothing_that_came_from_elsewhere_becomes_html(play, history, tmp_path):
     path = tmp_path / "<img src=x>.png"
     path.write_bytes(encoded(red(222)))
     result = play(lambda s: inspected(s, str(path), "<b>product</b>"))[2]

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from looktwice_clients.chatbot.database import connect, database_url, downgrade, upgrade
 from looktwice_clients.chatbot.history import History
 from looktwice_clients.chatbot.tables import FeedbackRow, InspectionRow, Table
-from tests.clients.chatbot.conftest import feedback, inspection  # noqa: F401  fixtures
+from tests.clients.chatbot.rows import feedback, inspection
 from tests.clients.conftest import encoded, red
 from tests.system.chatbot import visit as person
 from tests.system.chatbot.cluster import Cluster
@@ -48,12 +48,7 @@ def test_migrations_make_the_tables_of_the_code_and_take_them_away(cluster, tmp_
     engine.dispose()
 
 
-def test_what_is_saved_while_the_database_is_away_waits_and_moves_once(
-    cluster,
-    tmp_path,
-    inspection,
-    feedback,  # noqa: F811
-):
+def test_what_is_saved_while_the_database_is_away_waits_and_moves_once(cluster, tmp_path):
     history = History(database_url(cluster.url, tmp_path), tmp_path)
     before, while_away = inspection(minute=0), inspection(minute=1, file_name="부품 Prüfling")
     assert history.save(before)
