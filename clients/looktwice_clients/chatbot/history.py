@@ -8,13 +8,13 @@ import csv
 import io
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Engine, Select, delete, func, select
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, undefer
 
 from looktwice_clients.chatbot.database import cause, connect, upgrade
@@ -165,7 +165,15 @@ class History:
             engine.dispose()
 
 
-def _merge(engine: Engine, rows: Iterable[Table]) -> None:
+def _merge(engine: Engine, rows: Sequence[Table]) -> None:
+    """Write the rows, or change those that are there already."""
+    try:
+        _merge_once(engine, rows)
+    except IntegrityError:  # another thread wrote one of them between our look and our write
+        _merge_once(engine, rows)
+
+
+def _merge_once(engine: Engine, rows: Sequence[Table]) -> None:
     with Session(engine) as session, session.begin():
         for row in rows:
             session.merge(row)

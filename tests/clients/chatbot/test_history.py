@@ -2,6 +2,7 @@
 
 import csv
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -44,6 +45,15 @@ def test_saving_again_keeps_one(history):
         history.save(row, said)
     assert history.page("a")[1] == 1
     assert len(lines_of(history, "a")) == 1
+
+
+def test_two_threads_may_save_the_same_inspection(history):
+    for _ in range(10):
+        row = inspection()
+        pairs = [(row, None), (row, feedback(row)), (row, feedback(row)), (row, None)]
+        with ThreadPoolExecutor(len(pairs)) as pool:
+            assert all(pool.map(lambda pair: history.save(*pair), pairs))
+    assert history.page("a")[1] == 10
 
 
 def test_feedback_brings_an_inspection_along_that_could_not_be_saved(history):

@@ -77,9 +77,9 @@ def give_picture(page: Page, picture: Path) -> None:
 def inspect(page: Page, picture: Path) -> None:
     """Upload a picture and wait for its result."""
     give_picture(page, picture)
+    page.evaluate("document.querySelector('.result')?.setAttribute('data-old', '')")
     page.locator("button#inspect").click()
-    expect(page.locator("#said")).not_to_contain_text("...", timeout=60_000)
-    expect(page.locator(".result")).to_be_visible()
+    expect(page.locator(".result:not([data-old])")).to_be_visible(timeout=60_000)
 
 
 def loaded(page: Page, overlay: Locator) -> None:
