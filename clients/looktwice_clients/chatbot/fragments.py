@@ -144,17 +144,9 @@ def products(words: Wording, known: Sequence[Product] | None) -> str:
         return notice(words("products.not_supported"))
     if not known:
         return notice(words("products.none"))
-    names = ("inspect.product", "products.images", "products.threshold", "products.promised_rate")
-    lines = [
-        (one.name, str(one.images), number(one.threshold), percent(one.promised_rate))
-        for one in known
-    ]
+    names = ("inspect.product", "products.images", "products.promised_rate")
+    lines = [(one.name, str(one.images), percent(one.promised_rate)) for one in known]
     return table(words("products.known"), [words(name) for name in names], lines)
-
-
-def number(value: float | None) -> str:
-    """A threshold or score with two digits; a dash where there is none."""
-    return "-" if value is None else f"{value:.2f}"
 
 
 def percent(value: float | None) -> str:

@@ -26,7 +26,6 @@ class Product(BaseModel):
     images: int = 0
     false_alarm_rate: float | None = None
     promised_rate: float | None = None
-    threshold: float | None = None
     warnings: list[str] = []
 
 

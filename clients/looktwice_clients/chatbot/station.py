@@ -221,18 +221,12 @@ class Station:
 
     def _added(self, product: products.Product) -> str:
         """What the operator should know of a product that was learned."""
-        threshold = fragments.number(product.threshold)
-        ready = self.words(
-            "products.added", name=product.name, count=product.images, threshold=threshold
-        )
         asked, promised = product.false_alarm_rate, product.promised_rate
+        rate = fragments.percent(promised)
+        ready = self.words("products.added", name=product.name, count=product.images, rate=rate)
         lines = [fragments.notice(ready)]
         if asked is not None and promised is not None and promised > asked:
-            few = self.words(
-                "products.promised",
-                rate=fragments.percent(promised),
-                asked=fragments.percent(asked),
-            )
+            few = self.words("products.promised", rate=rate, asked=fragments.percent(asked))
             lines.append(self.problem(few))
         warnings = (self.words("products.warning", detail=one) for one in product.warnings)
         return "".join([*lines, *map(self.problem, warnings)])

@@ -69,7 +69,7 @@ def give_picture(page: Page, picture: Path) -> None:
     """Put a picture into the page, instead of the one that is there."""
     page.wait_for_selector("#picture")
     if page.locator("#picture img").count():
-        page.get_by_role("button", name="Remove Image").click()
+        page.locator("#picture .icon-button").last.click()
     page.locator("#picture input[type=file]").set_input_files(picture)
     expect(page.locator("#picture img")).to_be_visible()
 

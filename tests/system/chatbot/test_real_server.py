@@ -1,0 +1,49 @@
+"""The page in a real browser, against the real server on nano; makes the pictures of the docs.
+
+$LOOKTWICE_PICTURES=docs/pictures keeps the screenshots there.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.serving import Server
+from tests.system.chatbot.conftest import DESKTOP, PHONE
+from tests.system.chatbot.visit import ask, inspect, past, running_chatbot, say, verdict
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return Path(os.environ.get("LOOKTWICE_PICTURES", tmp_path))
+
+
+def test_the_scratch_is_found_shown_explained_and_remembered(
+    server: Server, visit, tmp_path, pictures
+):
+    with running_chatbot(tmp_path, server.url) as chatbot:
+        page = visit(chatbot.url, size=DESKTOP)
+        inspect(page, EXAMPLES / "scratched.png")
+        assert verdict(page) == "anomalous"
+        expect(page.locator(".result table")).to_contain_text("right")
+        assert "Yes" in ask(page, "Is there any defect in this picture? If so, where?")
+        assert "right" in ask(page, "Where is it?")
+        say(page, "right", "scratch from the gripper")
+        expect(page.locator("#feedback-said")).to_contain_text("Thank you")
+        page.screenshot(path=pictures / "chatbot.png", full_page=True)
+
+        inspect(page, EXAMPLES / "good.png")
+        assert verdict(page) == "normal"
+        newest, oldest = past(page)
+        assert "good.png" in newest
+        assert "Right: scratch from the gripper" in oldest
+        page.locator("#past img").last.scroll_into_view_if_needed()
+        page.screenshot(path=pictures / "chatbot-history.png", full_page=True)
+
+        phone = visit(f"{chatbot.url}/ko/", language="ko-KR", size=PHONE)
+        inspect(phone, EXAMPLES / "scratched.png")
+        assert verdict(phone) == "이상"
+        phone.screenshot(path=pictures / "chatbot-phone.png", full_page=True)
