@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from looktwice_clients.chatbot import operators, page
 from looktwice_clients.chatbot.history import History
 from looktwice_clients.chatbot.station import Station
+from looktwice_clients.chatbot.uploads import UploadsOnly
 from looktwice_clients.chatbot.wording import LANGUAGES, preferred, wording
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.images import MAX_BYTES
@@ -73,6 +74,7 @@ def create(inspector: AsyncInspector, history: History, key: str | None = None) 
             theme=page.theme(),
             css_paths=page.CSS,
         )
+    app.add_middleware(UploadsOnly)
     app.add_middleware(operators.Door, key=key)
     app.add_middleware(Headers)
     return app

@@ -78,9 +78,9 @@ def _serve(url: str | None, host: str, port: int, database: str | None, key: str
     address = database_url(database, folder)
     history = History(address, folder)
     inspector = AsyncInspector(url)
+    application = create(inspector, history, key)
     kept = address.render_as_string(hide_password=True)
     click.echo(f"http://{host}:{port}/  server {inspector.url}  history {kept}")
     if key is None and not host.startswith("127.") and host not in ("localhost", "::1"):
         click.echo("looktwice: without --key whoever reaches this address may use it", err=True)
-    application = create(inspector, history, key)
     uvicorn.run(application, host=host, port=port, log_level="warning", access_log=False)

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.data_classes import ImageData
+from gradio.events import Dependency
 
 from looktwice_clients.chatbot import fragments
 from looktwice_clients.chatbot.station import LONGEST_TEXT, Station
@@ -121,15 +122,22 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
             )
     with gr.Row():
         with gr.Column(min_width=300):
-            talk = _conversation(station, session)
+            talk, asking = _conversation(station, session)
         with gr.Column(min_width=300):
             word = _feedback(station, session)
     outputs = [said, overlay, result, session, talk, word]
-    button.click(station.inspect, [picture, product], outputs, show_progress_on=[result], **LOUD)
+    button.click(
+        station.inspect,
+        [picture, product],
+        outputs,
+        show_progress_on=[result],
+        cancels=[asking],
+        **LOUD,
+    )
     return product
 
 
-def _conversation(station: Station, session: gr.State) -> gr.Chatbot:
+def _conversation(station: Station, session: gr.State) -> tuple[gr.Chatbot, Dependency]:
     words = station.words
     gr.HTML(f"<h2>{words('chat.heading')}</h2><p>{words('chat.reset')}</p>")
     talk = gr.Chatbot(
@@ -150,15 +158,15 @@ def _conversation(station: Station, session: gr.State) -> gr.Chatbot:
     )
     send = gr.Button(words("chat.send"), elem_id="ask")
     said = gr.HTML(elem_id="chat-said", elem_classes="says")
-    gr.on(
+    asking = gr.on(
         [send.click, question.submit],
         station.ask,
-        [question, talk, session],
+        [question, session],
         [said, talk, question],
         **QUIET,
     )
     talk.clear(station.forget, session, said, **QUIET)
-    return talk
+    return talk, asking
 
 
 def _feedback(station: Station, session: gr.State) -> gr.Textbox:

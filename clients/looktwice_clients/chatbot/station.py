@@ -7,7 +7,7 @@ import asyncio
 import io
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -49,6 +49,8 @@ class Session:
     row: InspectionRow
     picture: str
     conversation: AsyncConversation
+    talk: list[dict[str, str]] = field(default_factory=list)
+    """The conversation as the page shows it."""
 
 
 class Station:
@@ -96,9 +98,7 @@ class Station:
         yield done, shown, fragments.result(self.words, row), session, [], ""
         yield done + await self.keep("inspect", row), *nothing
 
-    async def ask(
-        self, question: str, talk: list[dict[str, Any]], session: Session | None
-    ) -> AsyncIterator[tuple[Any, ...]]:
+    async def ask(self, question: str, session: Session | None) -> AsyncIterator[tuple[Any, ...]]:
         """Outputs: notice, chat, question; the answer grows while it is written."""
         question = printable(question.strip(), keep="\n\t")[:LONGEST_TEXT]
         if session is None:
@@ -107,20 +107,24 @@ class Station:
         if not question:
             yield self.problem(self.words("chat.no_question")), gr.skip(), gr.skip()
             return
-        talk = [*talk, {"role": "user", "content": question}, {"role": "assistant", "content": ""}]
+        answer = {"role": "assistant", "content": ""}
+        talk = [*session.talk, {"role": "user", "content": question}, answer]
         yield "", talk, ""
         try:
             async for piece in await session.conversation.stream(question):
-                talk[-1]["content"] += printable(piece, keep="\n\t")
+                answer["content"] += printable(piece, keep="\n\t")
                 yield "", talk, gr.skip()
         except (LookTwiceError, openai.OpenAIError) as error:
             sorry = self.words("chat.stopped", detail=self.explain(error))
-            yield self.problem(sorry), talk[:-2], question
+            yield self.problem(sorry), session.talk, question
+        else:
+            session.talk = talk
 
     async def forget(self, session: Session | None) -> str:
         """Begin the conversation about the same picture anew; the notice."""
         if session is not None:
             session.conversation = self._conversation(session.row, session.picture)
+            session.talk = []
         return ""
 
     def _conversation(self, row: InspectionRow, picture: str) -> AsyncConversation:

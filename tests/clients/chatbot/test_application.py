@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from httpx import Response
 from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 
@@ -20,6 +21,7 @@ from looktwice_clients.errors import DatabaseError
 from looktwice_clients.images import MAX_BYTES
 from looktwice_clients.inspector import AsyncInspector
 from tests.clients.chatbot.rows import inspection
+from tests.clients.conftest import encoded, red
 
 KEY = "a key of the plant"
 
@@ -217,3 +219,40 @@ def test_the_chatbot_asks_no_host_but_its_own(tmp_path):
     )
     asked = json.loads(run.stdout.splitlines()[-1])
     assert set(asked) <= {"127.0.0.1", "None"}, run.stderr
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/hostname", "README.md", "uploads/../../../etc/hostname", "http://127.0.0.1:9/x", 7],
+)
+def test_no_event_reads_what_was_not_uploaded(client, path):
+    for name, others in (("inspect", [""]), ("add", [0.05, False])):
+        forged = {"path": path, "meta": {"_type": "gradio.FileData"}, "is_stream": True}
+        picture = forged if name == "inspect" else [forged]
+        before = [] if name == "inspect" else ["plate"]
+        reply = send_event(client, name, [*before, picture, *others])
+        assert reply.status_code == 403
+    assert client.get(f"/en/gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_an_uploaded_file_is_read(client):
+    files = {"files": ("part.png", encoded(red(222)), "image/png")}
+    [path] = client.post("/en/gradio_api/upload", files=files).json()
+    picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    assert send_event(client, "inspect", [picture, ""]).status_code == 200
+    answers = client.get("/en/gradio_api/queue/data?session_hash=visitor").text
+    assert "server cannot be reached" in answers
+
+
+def test_an_event_that_is_no_event_is_refused(client):
+    address = "/en/gradio_api/queue/join"
+    assert client.post(address, content=b"{" * 1000).status_code == 400
+    assert client.post(address, content=b"[" * 500_000).status_code == 400
+    assert client.post(address, content=bytes(2_000_000)).status_code == 413
+
+
+def send_event(client: TestClient, name: str, data: list[object]) -> Response:
+    events = client.get("/en/config").json()["dependencies"]
+    [event] = [event for event in events if event["api_name"] == name]
+    asked = {"data": data, "fn_index": event["id"], "session_hash": "visitor"}
+    return client.post("/en/gradio_api/queue/join", json=asked)

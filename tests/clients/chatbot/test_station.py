@@ -83,7 +83,7 @@ def test_the_result_is_in_the_pages_language(play, scratched, language, verdict,
 def test_the_product_goes_to_the_server_with_picture_and_questions(play, plant, scratched):
     async def act(station):
         page = await inspected(station, scratched, "bottle")
-        await last(station.ask("Where?", [], page[3]))
+        await last(station.ask("Where?", page[3]))
         return page
 
     page = play(act)
@@ -98,10 +98,10 @@ def test_answers_grow_and_follow_up_questions_remember_the_talk(play, scratched)
     async def act(station):
         session = (await inspected(station, scratched))[3]
         seen = []
-        async for _, talk, _ in station.ask("Is it scratched?", [], session):
+        async for _, talk, _ in station.ask("Is it scratched?", session):
             if isinstance(talk, list):
                 seen.append(talk[-1]["content"])
-        return seen, await last(station.ask("Where?", talk, session))
+        return seen, await last(station.ask("Where?", session))
 
     seen, (_, talk, _) = play(act)
     assert seen[0] == ""
@@ -115,9 +115,9 @@ def test_answers_grow_and_follow_up_questions_remember_the_talk(play, scratched)
 def test_a_cleared_talk_begins_anew_about_the_same_picture(play, scratched):
     async def act(station):
         session = (await inspected(station, scratched))[3]
-        await last(station.ask("One?", [], session))
+        await last(station.ask("One?", session))
         await station.forget(session)
-        return await last(station.ask("Two?", [], session))
+        return await last(station.ask("Two?", session))
 
     assert play(act)[1][-1]["content"] == "Two? 1 pictures, 1 messages."
 
@@ -125,7 +125,7 @@ def test_a_cleared_talk_begins_anew_about_the_same_picture(play, scratched):
 def test_a_question_that_fails_stays_to_be_asked_again(play, scratched):
     async def act(station):
         session = (await inspected(station, scratched))[3]
-        return await last(station.ask("fail", [], session))
+        return await last(station.ask("fail", session))
 
     said, talk, question = play(act)
     assert "longer than the context" in said
@@ -149,8 +149,8 @@ def test_what_is_missing_is_asked_for(play, scratched):
         session = (await inspected(station, scratched))[3]
         return [
             (await last(station.inspect(None, "", KIM)))[0],
-            (await last(station.ask("Where?", [], None)))[0],
-            (await last(station.ask("  ", [], session)))[0],
+            (await last(station.ask("Where?", None)))[0],
+            (await last(station.ask("  ", session)))[0],
             await station.feedback("right", "", None, KIM),
             await station.feedback(None, "", session, KIM),
             (await last(station.add("../x", ["a.png"], 0.05, False)))[0],
