@@ -87,13 +87,19 @@ class History:
         return False
 
     def waiting(self) -> int:
-        """How many inspections and feedbacks wait for the database to come back."""
+        """How many inspections and feedbacks wait for the database to come back.
+
+        Raises:
+            DatabaseError: the file in which they wait cannot be read.
+        """
         if self._waiting is None:
             return 0
-        with Session(self._waiting) as session:
-            tables = (InspectionRow, FeedbackRow)
-            counts = (session.scalar(select(func.count()).select_from(table)) for table in tables)
-            return sum(count or 0 for count in counts)
+        counts = [select(func.count()).select_from(table) for table in (InspectionRow, FeedbackRow)]
+        try:
+            with Session(self._waiting) as session:
+                return sum(session.scalar(count) or 0 for count in counts)
+        except SQLAlchemyError as error:
+            raise DatabaseError(cause(error)) from None
 
     def move_waiting(self) -> int:
         """Move what waits into the database; how much was moved, 0 while the database is away."""
