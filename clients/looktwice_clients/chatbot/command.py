@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import sys
 import tempfile
 
 import click
@@ -36,8 +38,9 @@ def chatbot(url: str | None, host: str, port: int, database: str | None, key: st
     """
     key = key or os.environ.get("LOOKTWICE_CHATBOT_KEY") or None
     if key is not None and len(key) < SHORTEST_KEY:
-        raise click.UsageError(f"the key must have at least {SHORTEST_KEY} characters")
+        raise click.UsageError(f"the key must have at least {SHORTEST_KEY} characters.")
     _check_free(host, port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the pictures are removed
     with tempfile.TemporaryDirectory(prefix="looktwice-chatbot-") as pictures:
         _set_gradio(pictures)
         _serve(url, host, port, database, key)
@@ -51,7 +54,7 @@ def _check_free(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        raise click.UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        raise click.UsageError(f"cannot listen on {host}:{port}: {error.strerror}.") from None
 
 
 def _set_gradio(pictures: str) -> None:

@@ -1,10 +1,17 @@
 """`looktwice chatbot`: wrong usage is one line and an exit code."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
+import urllib.request
 
 import pytest
 
 from looktwice_clients.cli import run
+from tests.serving import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +57,21 @@ def test_the_data_folder_that_cannot_be_made_is_named(capsys, tmp_path, monkeypa
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
     assert run(["chatbot", "--port", "0"]) == 1
     assert str(tmp_path / "file") in complaint(capsys)
+
+
+def test_a_chatbot_that_is_told_to_stop_leaves_no_pictures_behind(tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "looktwice_clients", "chatbot", "--port", str(port)]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment) as chatbot:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        assert list(tmp_path.glob("looktwice-chatbot-*"))
+        chatbot.send_signal(signal.SIGTERM)
+        assert chatbot.wait(20) == 0
+    assert not list(tmp_path.glob("looktwice-chatbot-*"))

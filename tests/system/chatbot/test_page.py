@@ -223,6 +223,7 @@ def test_with_a_key_one_logs_in_first(plant, visit, bad, tmp_path):
 
 
 def _log_in_and_out(page: Page, bad: Path) -> None:
+    assert Axe().run(page).response["violations"] == []
     page.get_by_label("Your name").fill("Kim")
     page.get_by_label("Key of this plant").fill("a wrong key")
     page.get_by_role("button").click()
