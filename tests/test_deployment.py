@@ -82,7 +82,7 @@ def test_what_dashboard_and_alerts_ask_for_is_what_the_server_exports(
         for sample in family.samples:
             labels.setdefault(sample.name, set()).update(sample.labels)
     for expression in EXPRESSIONS:
-        names = re.findall(r"\b(?:up|(?:looktwice|vllm|http)[a-z_:]+)\b", expression)
+        names = re.findall(r"\b(?:up|(?:looktwice|vllm|http)[a-z0-9_:]+)\b", expression)
         assert names, expression
         assert set(names) <= labels.keys(), expression
         asked = {

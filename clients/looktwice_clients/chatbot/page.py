@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 from gradio.data_classes import ImageData
 from gradio.events import Dependency
 
@@ -124,8 +125,8 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
         with gr.Column(min_width=300):
             talk, asking = _conversation(station, session)
         with gr.Column(min_width=300):
-            word = _feedback(station, session)
-    outputs = [said, overlay, result, session, talk, word]
+            feedback = _feedback(station, session)
+    outputs = [said, overlay, result, session, talk, *feedback]
     button.click(
         station.inspect,
         [picture, product],
@@ -169,7 +170,7 @@ def _conversation(station: Station, session: gr.State) -> tuple[gr.Chatbot, Depe
     return talk, asking
 
 
-def _feedback(station: Station, session: gr.State) -> gr.Textbox:
+def _feedback(station: Station, session: gr.State) -> list[Component]:
     words = station.words
     gr.HTML(f"<h2>{words('feedback.title')}</h2>")
     opinion = gr.Radio(
@@ -186,7 +187,7 @@ def _feedback(station: Station, session: gr.State) -> gr.Textbox:
     send = gr.Button(words("feedback.send"), elem_id="send-feedback")
     said = gr.HTML(elem_id="feedback-said", elem_classes="says")
     send.click(station.feedback, [opinion, word, session], said, **QUIET)
-    return word
+    return [opinion, word, said]
 
 
 def _history_tab(station: Station, tab: gr.Tab) -> None:

@@ -69,12 +69,12 @@ class Station:
     async def inspect(
         self, picture: str | None, product: str | None, request: gr.Request
     ) -> AsyncIterator[tuple[Any, ...]]:
-        """Outputs: notice, overlay, result, session, chat, word of feedback."""
-        nothing = (gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip())
+        """Outputs: notice, overlay, result, session, chat; feedback's opinion, word and notice."""
+        nothing = [gr.skip()] * 7
         if not picture:
             yield self.problem(self.words("inspect.no_picture")), *nothing
             return
-        cleared: tuple[Any, ...] = (None, "", None, [], "")
+        cleared: list[Any] = [None, "", None, [], None, "", ""]
         yield fragments.notice(self.words("inspect.running")), *cleared
         try:
             content = await asyncio.to_thread(uploaded, picture)
@@ -95,7 +95,7 @@ class Station:
         )
         shown = gr.Image(value=overlay, alt_text=alt)
         session = Session(row, content, self._conversation(row, content))
-        yield done, shown, fragments.result(self.words, row), session, [], ""
+        yield done, shown, fragments.result(self.words, row), session, *cleared[3:]
         yield done + await self.keep("inspect", row), *nothing
 
     async def ask(self, question: str, session: Session | None) -> AsyncIterator[tuple[Any, ...]]:

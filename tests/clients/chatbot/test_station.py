@@ -59,7 +59,7 @@ async def inspected(station: Station, picture: str, product: str = "") -> list[A
 
 
 def test_an_inspection_shows_verdict_score_regions_and_is_in_the_history(play, history, scratched):
-    said, overlay, result, session, talk, _ = play(lambda s: inspected(s, scratched))
+    said, overlay, result, session, talk, *_ = play(lambda s: inspected(s, scratched))
     assert "Inspected: anomalous." in said
     assert overlay.value is not None
     for words in ("anomalous", "Score 0.871, threshold 0.50", "bottom left", "0, 15, 20, 30"):
@@ -142,6 +142,15 @@ def test_feedback_goes_into_the_history_with_the_operators_word(play, history, s
     [entry], _ = history.page("kim")
     assert (entry.feedback.right, entry.feedback.word) == (False, "dust\ufffd")
     assert entry.feedback.operator == "Kim"
+
+
+def test_the_next_picture_begins_without_the_last_ones_talk_and_feedback(play, scratched):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        await last(station.ask("Where?", session))
+        return await inspected(station, scratched)
+
+    assert play(act)[4:] == [[], None, "", ""]
 
 
 def test_what_is_missing_is_asked_for(play, scratched):

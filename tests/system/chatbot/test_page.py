@@ -64,24 +64,27 @@ def test_a_shift_at_the_page(chatbot, plant, visit, bad, tmp_path, size):
 
     say(page, "wrong", "shadow, not a scratch")
     expect(page.locator("#feedback-said")).to_contain_text("Thank you")
+    inspect(page, good[0])
+    expect(page.locator("#opinion input:checked")).to_have_count(0)
+    expect(page.locator("#feedback-said")).not_to_contain_text("Thank you")
 
     page.reload()
-    newest, oldest = past(page)
+    _, newest, oldest = past(page)
     for words in ("scratched.png", "anomalous", "plate", "Wrong: shadow, not a scratch"):
         assert words in newest
     assert "no feedback" in oldest
-    picture = page.locator("#past img").first
+    picture = page.locator("#past img").nth(1)
     picture.scroll_into_view_if_needed()
     loaded(page, picture)
-    page.locator("#past summary").first.click()
+    page.locator("#past summary").nth(1).click()
     expect(page.locator("#past table").first).to_contain_text("bottom left")
 
     with page.expect_download() as download:
         page.get_by_text("Export as CSV").click()
     text = Path(download.value.path()).read_text("utf-8-sig")
     lines = list(csv.DictReader(io.StringIO(text)))
-    assert [line["product"] for line in lines] == ["plate", ""]
-    assert lines[0]["word"] == "shadow, not a scratch"
+    assert [line["product"] for line in lines] == ["plate", "plate", ""]
+    assert lines[1]["word"] == "shadow, not a scratch"
 
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
 
