@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import gradio as gr
 import openai
+from PIL import Image
 
 from looktwice_clients.chatbot import fragments, products
 from looktwice_clients.chatbot.history import PAGE, History
@@ -48,6 +49,7 @@ class Session:
 
     row: InspectionRow
     picture: str
+    """As a data URI."""
     conversation: AsyncConversation
     talk: list[dict[str, str]] = field(default_factory=list)
     """The conversation as the page shows it."""
@@ -77,26 +79,27 @@ class Station:
         cleared: list[Any] = [None, "", None, [], None, "", ""]
         yield fragments.notice(self.words("inspect.running")), *cleared
         try:
-            content = await asyncio.to_thread(uploaded, picture)
-            inspection = await self.inspector.inspect(content, product or None)
-            overlay = await asyncio.to_thread(draw_overlay, content, inspection, _STYLE)
+            overlay, session = await self._look(picture, product or None, request)
         except (LookTwiceError, openai.OpenAIError) as error:
             yield self.problem(self.explain(error)), *cleared
             return
-        jpeg = io.BytesIO()
-        overlay.save(jpeg, "JPEG", quality=OVERLAY_QUALITY)
-        row = _row(inspection, Path(picture).name, jpeg.getvalue(), request)
-        verdict = self.words.word("verdict", inspection.verdict)
-        done = fragments.notice(self.words("inspect.done", verdict=verdict))
-        alt = self.words(
-            "result.overlay_alt",
-            verdict=verdict,
-            regions=fragments.regions_in_words(self.words, row.regions),
-        )
+        verdict = self.words.word("verdict", session.row.verdict)
+        regions = fragments.regions_in_words(self.words, session.row.regions)
+        alt = self.words("result.overlay_alt", verdict=verdict, regions=regions)
         shown = gr.Image(value=overlay, alt_text=alt)
-        session = Session(row, content, self._conversation(row, content))
-        yield done, shown, fragments.result(self.words, row), session, *cleared[3:]
-        yield done + await self.keep("inspect", row), *nothing
+        done = fragments.notice(self.words("inspect.done", verdict=verdict))
+        yield done, shown, fragments.result(self.words, session.row), session, *cleared[3:]
+        yield done + await self.keep("inspect", session.row), *nothing
+
+    async def _look(
+        self, picture: str, product: str | None, request: gr.Request
+    ) -> tuple[Image.Image, Session]:
+        """Have a picture inspected: its overlay, and what the page remembers of it."""
+        content = await asyncio.to_thread(uploaded, picture)
+        inspection = await self.inspector.inspect(content, product)
+        overlay, jpeg = await asyncio.to_thread(_drawn, content, inspection)
+        row = _row(inspection, Path(picture).name, jpeg, request)
+        return overlay, Session(row, content, await self._conversation(row, content))
 
     async def ask(self, question: str, session: Session | None) -> AsyncIterator[tuple[Any, ...]]:
         """Outputs: notice, chat, question; the answer grows while it is written."""
@@ -123,16 +126,16 @@ class Station:
     async def forget(self, session: Session | None) -> str:
         """Begin the conversation about the same picture anew; the notice."""
         if session is not None:
-            session.conversation = self._conversation(session.row, session.picture)
+            session.conversation = await self._conversation(session.row, session.picture)
             session.talk = []
         return ""
 
-    def _conversation(self, row: InspectionRow, picture: str) -> AsyncConversation:
-        return self.inspector.chat(picture, row.product, max_tokens=MAX_TOKENS)
+    async def _conversation(self, row: InspectionRow, picture: str) -> AsyncConversation:
+        return await asyncio.to_thread(
+            self.inspector.chat, picture, row.product, max_tokens=MAX_TOKENS
+        )
 
-    async def feedback(
-        self, opinion: str | None, word: str, session: Session | None, request: gr.Request
-    ) -> str:
+    async def feedback(self, opinion: str | None, word: str, session: Session | None) -> str:
         """The notice; `opinion` is "right" or "wrong"."""
         if session is None:
             return self.problem(self.words("feedback.nothing"))
@@ -267,6 +270,14 @@ def uploaded(picture: str) -> str:
         return to_wire(path)
     except ImageError as error:
         raise ImageError(str(error).replace(f"{path.parent}/", "")) from None
+
+
+def _drawn(picture: str, inspection: Inspection) -> tuple[Image.Image, bytes]:
+    """The overlay, and the same as JPEG for the history."""
+    overlay = draw_overlay(picture, inspection, _STYLE)
+    jpeg = io.BytesIO()
+    overlay.save(jpeg, "JPEG", quality=OVERLAY_QUALITY)
+    return overlay, jpeg.getvalue()
 
 
 def _visitor(request: gr.Request) -> dict[str, str]:

@@ -136,7 +136,7 @@ def test_a_question_that_fails_stays_to_be_asked_again(play, scratched):
 def test_feedback_goes_into_the_history_with_the_operators_word(play, history, scratched):
     async def act(station):
         session = (await inspected(station, scratched))[3]
-        return await station.feedback("wrong", " dust\x00 ", session, KIM)
+        return await station.feedback("wrong", " dust\x00 ", session)
 
     assert "Thank you" in play(act)
     [entry], _ = history.page("kim")
@@ -160,8 +160,8 @@ def test_what_is_missing_is_asked_for(play, scratched):
             (await last(station.inspect(None, "", KIM)))[0],
             (await last(station.ask("Where?", None)))[0],
             (await last(station.ask("  ", session)))[0],
-            await station.feedback("right", "", None, KIM),
-            await station.feedback(None, "", session, KIM),
+            await station.feedback("right", "", None),
+            await station.feedback(None, "", session),
             (await last(station.add("../x", ["a.png"], 0.05, False)))[0],
             (await last(station.add("plate", None, 0.05, False)))[0],
         ]
