@@ -3,7 +3,7 @@
 `migrations/` makes them; `tests/clients/chatbot/test_history.py` holds the two to each other.
 """
 
-import uuid
+import secrets
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,7 +25,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 def new_id() -> str:
     """32 hexadecimal digits that nobody can guess."""
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 def now() -> datetime:
