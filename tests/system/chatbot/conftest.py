@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.clients.chatbot.plant import PlantServer, running_plant
 from tests.system.chatbot.visit import Chatbot, running_chatbot
@@ -17,6 +17,8 @@ CHROMIUM_FLAGS = [
 ]
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
+
+expect.set_options(timeout=60_000)  # for a busy machine
 
 
 @pytest.fixture(scope="session")
