@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": "Talk about pictures in the terminal.",
     "evaluate": "Measure detection, localization and answers on data sets.",
     "mcp": "Serve the inspection to assistants over MCP.",
+    "chatbot": "Serve the inspection page for the plant.",
     "train": "Train the papers' stages.",
     "convert-expert": "Convert the authors' released expert weights.",
     "doctor": "Say what is wrong with this machine's set-up, and what to do.",
@@ -29,6 +30,7 @@ COMMANDS = {
 """Help of the project's own commands, in the order in which they are listed."""
 
 EXTRAS = {
+    "chatbot": "'looktwice[chatbot]'",
     "serve": "'looktwice[cpu]' (or 'looktwice[gpu]')",
     "evaluate": "'looktwice[evaluate]'",
     "mcp": "'looktwice[mcp]'",

@@ -3,6 +3,7 @@
 LookTwiceError
 ├── ImageError    something that should be a picture is not, or cannot be sent
 ├── ReplyError    the server answered, but not on LookTwice's wire
+├── DatabaseError the chatbot's database is missing, unreachable or of another version
 └── DemoError     `make demo` could not run to its end
 """
 
@@ -26,6 +27,10 @@ class ImageError(LookTwiceError, ValueError):
 
 class ReplyError(LookTwiceError):
     """The server answered without what LookTwice's wire promises."""
+
+
+class DatabaseError(LookTwiceError):
+    """The chatbot's database cannot be used now, or not by this version."""
 
 
 class DemoError(LookTwiceError):

@@ -170,7 +170,7 @@ class LookTwice:
     def answer(self, route: str, finding: Finding, image: int, *, with_map: bool) -> Inspection:
         """The inspection that a request gets, counted."""
         metrics.INSPECTIONS.labels(route, finding.verdict).inc()
-        metrics.SCORES.observe(finding.score)
+        metrics.SCORES.labels("").observe(finding.score)
         return finding.inspection(
             image=image, model=self.model_name, expert=self.expert, with_map=with_map
         )

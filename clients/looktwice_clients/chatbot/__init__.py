@@ -1,0 +1,1 @@
+"""The plant chatbot: a page in the browser, and the history behind it (`looktwice chatbot`)."""

@@ -1,0 +1,89 @@
+"""`looktwice chatbot`: the page for the plant, on an address of this machine."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+
+import click
+
+from looktwice_clients.cli import url_option
+
+SHORTEST_KEY = 8
+
+
+@click.command()
+@url_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port."
+)
+@click.option(
+    "--database",
+    metavar="URL",
+    help="Where history and feedback are kept: sqlite:///FILE or postgresql://...; else "
+    "$LOOKTWICE_DATABASE, else a file in the data folder of this user.",
+)
+@click.option(
+    "--key",
+    metavar="KEY",
+    help="What operators must type to log in; else $LOOKTWICE_CHATBOT_KEY, else no login.",
+)
+def chatbot(url: str | None, host: str, port: int, database: str | None, key: str | None) -> None:
+    """Serve the inspection page: pictures in, verdicts, answers and a history out.
+
+    The server that inspects is at --url, with the key $LOOKTWICE_API_KEY.
+    """
+    key = key or os.environ.get("LOOKTWICE_CHATBOT_KEY") or None
+    if key is not None and len(key) < SHORTEST_KEY:
+        raise click.UsageError(f"the key must have at least {SHORTEST_KEY} characters.")
+    _check_free(host, port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the pictures are removed
+    with tempfile.TemporaryDirectory(prefix="looktwice-chatbot-") as pictures:
+        _set_gradio(pictures)
+        _serve(url, host, port, database, key)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before anything else starts."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise click.UsageError(f"cannot listen on {host}:{port}: {error.strerror}.") from None
+
+
+def _set_gradio(pictures: str) -> None:
+    """Gradio reads these when it is imported: nothing is told to anybody, pictures stay private."""
+    os.environ |= {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "GRADIO_TEMP_DIR": pictures,
+    }
+
+
+def _serve(url: str | None, host: str, port: int, database: str | None, key: str | None) -> None:
+    """Open the database and run the page until it is told to stop."""
+    import uvicorn
+
+    from looktwice_clients.chatbot.application import create
+    from looktwice_clients.chatbot.database import data_home, database_url
+    from looktwice_clients.chatbot.history import History
+    from looktwice_clients.inspector import AsyncInspector
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    folder = data_home()
+    address = database_url(database, folder)
+    history = History(address, folder)
+    inspector = AsyncInspector(url)
+    application = create(inspector, history, key)
+    kept = address.render_as_string(hide_password=True)
+    click.echo(f"http://{host}:{port}/  server {inspector.url}  history {kept}")
+    if key is None and not host.startswith("127.") and host not in ("localhost", "::1"):
+        click.echo("looktwice: without --key whoever reaches this address may use it", err=True)
+    uvicorn.run(application, host=host, port=port, log_level="warning", access_log=False)

@@ -1,0 +1,313 @@
+"""What the page's buttons do: one operator's session in, the page's next state out.
+
+Nothing here raises: whatever goes wrong becomes a sentence on the page.
+"""
+
+import asyncio
+import io
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import gradio as gr
+import openai
+from PIL import Image
+
+from looktwice_clients.chatbot import fragments, products
+from looktwice_clients.chatbot.history import PAGE, History
+from looktwice_clients.chatbot.tables import FeedbackRow, InspectionRow, new_id, now
+from looktwice_clients.chatbot.wording import Wording
+from looktwice_clients.conversation import AsyncConversation
+from looktwice_clients.errors import DatabaseError, ImageError, LookTwiceError, one_line, printable
+from looktwice_clients.images import to_wire
+from looktwice_clients.inspector import AsyncInspector
+from looktwice_clients.overlay import OverlayStyle, draw_overlay
+from looktwice_clients.schemas import Inspection
+
+if TYPE_CHECKING:
+    from starlette.requests import Request as StarletteRequest
+
+log = logging.getLogger(__name__)
+
+MAX_TOKENS = 512
+"""An answer's longest."""
+
+LONGEST_TEXT = 2000
+"""Characters of a question or of an operator's word."""
+
+OVERLAY_QUALITY = 85
+"""Of the JPEG that the history keeps."""
+
+_STYLE = OverlayStyle(longest=1280)
+
+
+@dataclass
+class Session:
+    """What one open page remembers: the last inspection, and the conversation about it."""
+
+    row: InspectionRow
+    picture: str
+    """As a data URI."""
+    conversation: AsyncConversation
+    talk: list[dict[str, str]] = field(default_factory=list)
+    """The conversation as the page shows it."""
+
+
+class Station:
+    """The buttons of the page in one language; nothing in it belongs to one operator."""
+
+    def __init__(self, inspector: AsyncInspector, history: History, words: Wording) -> None:
+        """Ask `inspector`, keep in `history`, speak in `words`."""
+        self.inspector = inspector
+        self.history = history
+        self.words = words
+
+    async def heading(self, request: gr.Request) -> str:
+        """The page's head, with the name of who logged in."""
+        return fragments.heading(self.words, _visitor(request)["operator"])
+
+    async def inspect(
+        self, picture: str | None, product: str | None, request: gr.Request
+    ) -> AsyncIterator[tuple[Any, ...]]:
+        """Outputs: notice, overlay, result, session, chat; feedback's opinion, word and notice."""
+        nothing = [gr.skip()] * 7
+        if not picture:
+            yield self.problem(self.words("inspect.no_picture")), *nothing
+            return
+        cleared: list[Any] = [None, "", None, [], None, "", ""]
+        yield fragments.notice(self.words("inspect.running")), *cleared
+        try:
+            overlay, session = await self._look(picture, product or None, request)
+        except (LookTwiceError, openai.OpenAIError) as error:
+            yield self.problem(self.explain(error)), *cleared
+            return
+        verdict = self.words.word("verdict", session.row.verdict)
+        regions = fragments.regions_in_words(self.words, session.row.regions)
+        alt = self.words("result.overlay_alt", verdict=verdict, regions=regions)
+        shown = gr.Image(value=overlay, alt_text=alt)
+        done = fragments.notice(self.words("inspect.done", verdict=verdict))
+        yield done, shown, fragments.result(self.words, session.row), session, *cleared[3:]
+        yield done + await self.keep("inspect", session.row), *nothing
+
+    async def _look(
+        self, picture: str, product: str | None, request: gr.Request
+    ) -> tuple[Image.Image, Session]:
+        """Have a picture inspected: its overlay, and what the page remembers of it."""
+        content = await asyncio.to_thread(uploaded, picture)
+        inspection = await self.inspector.inspect(content, product)
+        overlay, jpeg = await asyncio.to_thread(_drawn, content, inspection)
+        row = _row(inspection, Path(picture).name, jpeg, request)
+        return overlay, Session(row, content, await self._conversation(row, content))
+
+    async def ask(self, question: str, session: Session | None) -> AsyncIterator[tuple[Any, ...]]:
+        """Outputs: notice, chat, question; the answer grows while it is written."""
+        question = printable(question.strip(), keep="\n\t")[:LONGEST_TEXT]
+        if session is None:
+            yield self.problem(self.words("chat.empty")), gr.skip(), gr.skip()
+            return
+        if not question:
+            yield self.problem(self.words("chat.no_question")), gr.skip(), gr.skip()
+            return
+        answer = {"role": "assistant", "content": ""}
+        talk = [*session.talk, {"role": "user", "content": question}, answer]
+        yield "", talk, ""
+        try:
+            async for piece in await session.conversation.stream(question):
+                answer["content"] += printable(piece, keep="\n\t")
+                yield "", talk, gr.skip()
+        except (LookTwiceError, openai.OpenAIError) as error:
+            sorry = self.words("chat.stopped", detail=self.explain(error))
+            yield self.problem(sorry), session.talk, question
+        else:
+            session.talk = talk
+
+    async def forget(self, session: Session | None) -> str:
+        """Begin the conversation about the same picture anew; the notice."""
+        if session is not None:
+            session.conversation = await self._conversation(session.row, session.picture)
+            session.talk = []
+        return ""
+
+    async def _conversation(self, row: InspectionRow, picture: str) -> AsyncConversation:
+        return await asyncio.to_thread(
+            self.inspector.chat, picture, row.product, max_tokens=MAX_TOKENS
+        )
+
+    async def feedback(self, opinion: str | None, word: str, session: Session | None) -> str:
+        """The notice; `opinion` is "right" or "wrong"."""
+        if session is None:
+            return self.problem(self.words("feedback.nothing"))
+        if opinion not in ("right", "wrong"):
+            return self.problem(self.words("feedback.choose"))
+        feedback = FeedbackRow(
+            id=new_id(),
+            inspection_id=session.row.id,
+            created=now(),
+            operator=session.row.operator,
+            right=opinion == "right",
+            word=printable(word.strip(), keep="\n\t")[:LONGEST_TEXT],
+        )
+        trouble = await self.keep("feedback", session.row, feedback)
+        return trouble or fragments.notice(self.words("feedback.thanks"))
+
+    async def keep(self, what: str, row: InspectionRow, feedback: FeedbackRow | None = None) -> str:
+        """Save; "" or the notice of what is wrong. `what` is the part of the page that says it."""
+        try:
+            if await asyncio.to_thread(self.history.save, row, feedback):
+                return ""
+            return self.problem(self.words(f"{what}.waits"))
+        except DatabaseError as error:
+            log.error("cannot be saved anywhere: %s", error)
+            return self.problem(self.words(f"{what}.not_saved", detail=str(error)))
+
+    async def past(self, number: int, request: gr.Request) -> tuple[Any, ...]:
+        """Outputs: page of the history, its number, button to newer ones, button to older ones."""
+        owner = _visitor(request)["owner"]
+        try:
+            entries, total = await asyncio.to_thread(self.history.page, owner, number)
+            waiting = await asyncio.to_thread(self.history.waiting)
+        except DatabaseError:
+            away = self.problem(self.words("history.away"))
+            return away, number, gr.Button(interactive=False), gr.Button(interactive=False)
+        shown = fragments.history(self.words, entries, total, number)
+        if waiting:
+            shown = self.problem(self.words("history.waiting", count=waiting)) + shown
+        newer = gr.Button(interactive=number > 0)
+        older = gr.Button(interactive=(number + 1) * PAGE < total)
+        return shown, number, newer, older
+
+    async def newer(self, number: int, request: gr.Request) -> tuple[Any, ...]:
+        """The page of the history before this one."""
+        return await self.past(max(0, number - 1), request)
+
+    async def older(self, number: int, request: gr.Request) -> tuple[Any, ...]:
+        """The page of the history after this one."""
+        return await self.past(number + 1, request)
+
+    async def newest(self, request: gr.Request) -> tuple[Any, ...]:
+        """The first page of the history."""
+        return await self.past(0, request)
+
+    async def known(self) -> tuple[Any, ...]:
+        """Outputs: choice of products, table of products."""
+        try:
+            known = await products.list_all(self.inspector)
+        except (LookTwiceError, openai.OpenAIError) as error:
+            return gr.skip(), self.problem(self.explain(error))
+        choices = [(self.words("inspect.no_product"), "")]
+        choices += [(one.name, one.name) for one in known or []]
+        return gr.Dropdown(choices=choices), fragments.products(self.words, known)
+
+    async def add(
+        self, name: str, pictures: list[str] | None, rate: float, replace: bool
+    ) -> AsyncIterator[tuple[Any, ...]]:
+        """Outputs: notice, choice of products, table of products."""
+        name = name.strip()
+        if not products.NAME.fullmatch(name):
+            yield self.problem(self.words("products.no_name")), gr.skip(), gr.skip()
+            return
+        if not pictures:
+            yield self.problem(self.words("products.no_pictures")), gr.skip(), gr.skip()
+            return
+        running = self.words("products.running", count=len(pictures))
+        yield fragments.notice(running), gr.skip(), gr.skip()
+        try:
+            known = await products.list_all(self.inspector)
+            if not replace and name in [one.name for one in known or []]:
+                exists = self.words("products.exists", name=name)
+                yield self.problem(exists), gr.skip(), gr.skip()
+                return
+            contents = await asyncio.to_thread(lambda: [uploaded(path) for path in pictures])
+            added = await products.add(self.inspector, name, contents, rate)
+        except (LookTwiceError, openai.OpenAIError) as error:
+            yield self.problem(self.explain(error)), gr.skip(), gr.skip()
+            return
+        yield self._added(added), *await self.known()
+
+    def _added(self, product: products.Product) -> str:
+        """What the operator should know of a product that was learned."""
+        asked, promised = product.false_alarm_rate, product.promised_rate
+        rate = fragments.percent(promised)
+        ready = self.words("products.added", name=product.name, count=product.images, rate=rate)
+        lines = [fragments.notice(ready)]
+        if asked is not None and promised is not None and promised > asked:
+            few = self.words("products.promised", rate=rate, asked=fragments.percent(asked))
+            lines.append(self.problem(few))
+        warnings = (self.words("products.warning", detail=one) for one in product.warnings)
+        return "".join([*lines, *map(self.problem, warnings)])
+
+    def problem(self, text: str) -> str:
+        """A notice of something that is wrong."""
+        return fragments.notice(text, problem=True)
+
+    def explain(self, error: Exception) -> str:
+        """What went wrong, in the operator's language; the server's own words stay as they are."""
+        log.warning("%s", one_line(error, self.inspector.url))
+        kinds: tuple[tuple[type[Exception], str], ...] = (
+            (ImageError, "picture"),
+            (openai.APITimeoutError, "timeout"),
+            (openai.APIConnectionError, "unreachable"),
+            (openai.AuthenticationError, "key"),
+            (openai.RateLimitError, "busy"),
+            (openai.APIStatusError, "refused"),
+            (Exception, "other"),
+        )
+        kind = next(kind for of, kind in kinds if isinstance(error, of))
+        detail = one_line(error).removeprefix("images[0]").lstrip(": ")
+        return self.words(f"error.{kind}", detail=detail)
+
+
+def uploaded(picture: str) -> str:
+    """An uploaded file as a data URI, byte for byte where servers read its format.
+
+    Raises:
+        ImageError: it is no picture, or too large; the text names the file, not the folder.
+    """
+    path = Path(picture)
+    try:
+        return to_wire(path)
+    except ImageError as error:
+        raise ImageError(str(error).replace(f"{path.parent}/", "")) from None
+
+
+def _drawn(picture: str, inspection: Inspection) -> tuple[Image.Image, bytes]:
+    """The overlay, and the same as JPEG for the history."""
+    overlay = draw_overlay(picture, inspection, _STYLE)
+    jpeg = io.BytesIO()
+    overlay.save(jpeg, "JPEG", quality=OVERLAY_QUALITY)
+    return overlay, jpeg.getvalue()
+
+
+def _visitor(request: gr.Request) -> dict[str, str]:
+    """Whose history a request may see, and the name typed at the login, by `Door`."""
+    scope = cast("StarletteRequest", request.request).scope
+    return {"owner": scope["owner"], "operator": scope["operator"]}
+
+
+def _row(
+    inspection: Inspection, file_name: str, overlay: bytes, request: gr.Request
+) -> InspectionRow:
+    """What the history keeps of an inspection."""
+    reference = inspection.reference
+    by_score = sorted(inspection.regions, key=lambda region: -region.score)
+    return InspectionRow(
+        id=new_id(),
+        **_visitor(request),
+        created=now(),
+        file_name=printable(file_name),
+        product=reference.name if reference else None,
+        product_version=reference.version if reference else None,
+        verdict=inspection.verdict,
+        score=inspection.score,
+        threshold=inspection.threshold,
+        severity=inspection.severity,
+        p_value=inspection.p_value,
+        regions=[region.model_dump(mode="json") for region in by_score],
+        width=inspection.width,
+        height=inspection.height,
+        model=inspection.model,
+        expert=inspection.expert,
+        overlay=overlay,
+    )

@@ -1,0 +1,77 @@
+"""`looktwice chatbot`: wrong usage is one line and an exit code."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from looktwice_clients.cli import run
+from tests.serving import free_port
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    for name in ("LOOKTWICE_DATABASE", "LOOKTWICE_CHATBOT_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_key_that_is_too_short_is_refused(capsys):
+    assert run(["chatbot", "--key", "short"]) == 2
+    assert "at least 8 characters" in complaint(capsys)
+
+
+def test_an_address_that_is_taken_is_refused(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run(["chatbot", "--port", str(taken.getsockname()[1])]) == 2
+    assert "cannot listen on 127.0.0.1" in complaint(capsys)
+
+
+def test_another_kind_of_database_is_refused(capsys):
+    assert run(["chatbot", "--port", "0", "--database", "mysql://kim:secret@h/x"]) == 1
+    said = complaint(capsys)
+    assert "postgresql://" in said
+    assert "secret" not in said
+
+
+def test_a_database_that_is_away_is_refused(capsys):
+    address = "postgresql://kim:secret@127.0.0.1:1/x"
+    assert run(["chatbot", "--port", "0", "--database", address]) == 1
+    said = complaint(capsys)
+    assert "cannot open the database postgresql+psycopg://kim:***@127.0.0.1:1/x" in said
+    assert "secret" not in said
+
+
+def test_the_data_folder_that_cannot_be_made_is_named(capsys, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+    assert run(["chatbot", "--port", "0"]) == 1
+    assert str(tmp_path / "file") in complaint(capsys)
+
+
+def test_a_chatbot_that_is_told_to_stop_leaves_no_pictures_behind(tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "looktwice_clients", "chatbot", "--port", str(port)]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment) as chatbot:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        assert list(tmp_path.glob("looktwice-chatbot-*"))
+        chatbot.send_signal(signal.SIGTERM)
+        assert chatbot.wait(20) == 0
+    assert not list(tmp_path.glob("looktwice-chatbot-*"))

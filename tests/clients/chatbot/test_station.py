@@ -1,0 +1,240 @@
+"""What the page's buttons do, without a browser, against the plant's server."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from looktwice_clients.chatbot.station import Station
+from looktwice_clients.chatbot.wording import wording
+from looktwice_clients.errors import DatabaseError
+from looktwice_clients.inspector import AsyncInspector
+from tests.clients.conftest import encoded, red
+
+KIM = SimpleNamespace(request=SimpleNamespace(scope={"owner": "kim", "operator": "Kim"}))
+
+
+@pytest.fixture
+def play(plant, history) -> Callable[[Callable[[Station], Any]], Any]:
+    """Run `act(station)` to its end, in one event loop with the station's connections."""
+
+    def run(act, language="en", url=plant.url):
+        async def session():
+            inspector = AsyncInspector(url, max_retries=0)
+            try:
+                return await act(Station(inspector, history, wording(language)))
+            finally:
+                await inspector.close()
+
+        return asyncio.run(session())
+
+    return run
+
+
+@pytest.fixture
+def scratched(tmp_path: Path) -> str:
+    path = tmp_path / "scratched.png"
+    path.write_bytes(encoded(red(222)))
+    return str(path)
+
+
+async def last(steps: AsyncIterator[tuple[Any, ...]]) -> list[Any]:
+    """The page after an event: the newest value of every output that was not skipped."""
+    page: list[Any] = []
+    async for step in steps:
+        page = page or [None] * len(step)
+        page = [
+            old if isinstance(new, dict) and new.get("__type__") == "update" else new
+            for old, new in zip(page, step, strict=True)
+        ]
+    return page
+
+
+async def inspected(station: Station, picture: str, product: str = "") -> list[Any]:
+    return await last(station.inspect(picture, product, KIM))
+
+
+def test_an_inspection_shows_verdict_score_regions_and_is_in_the_history(play, history, scratched):
+    said, overlay, result, session, talk, *_ = play(lambda s: inspected(s, scratched))
+    assert "Inspected: anomalous." in said
+    assert overlay.value is not None
+    for words in ("anomalous", "Score 0.871, threshold 0.50", "bottom left", "0, 15, 20, 30"):
+        assert words in result
+    assert talk == []
+    [entry], _ = history.page("kim")
+    assert entry.inspection.id == session.row.id
+    assert (entry.inspection.file_name, entry.inspection.operator) == ("scratched.png", "Kim")
+
+
+@pytest.mark.parametrize(
+    ("language", "verdict", "place"),
+    [("ko", "이상", "왼쪽 아래"), ("de", "auffällig", "unten links")],
+)
+def test_the_result_is_in_the_pages_language(play, scratched, language, verdict, place):
+    page = play(lambda s: inspected(s, scratched), language)
+    assert verdict in page[0]
+    assert place in page[2]
+
+
+def test_the_product_goes_to_the_server_with_picture_and_questions(play, plant, scratched):
+    async def act(station):
+        page = await inspected(station, scratched, "bottle")
+        await last(station.ask("Where?", page[3]))
+        return page
+
+    page = play(act)
+    assert "bottle" in page[2]
+    assert "0.020" in page[2]
+    (_, looked), (_, chat) = plant.requests
+    assert looked["reference"] == "bottle"
+    assert chat["inspection"]["reference"] == "bottle"
+
+
+def test_answers_grow_and_follow_up_questions_remember_the_talk(play, scratched):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        seen = []
+        async for _, talk, _ in station.ask("Is it scratched?", session):
+            if isinstance(talk, list):
+                seen.append(talk[-1]["content"])
+        return seen, await last(station.ask("Where?", session))
+
+    seen, (_, talk, _) = play(act)
+    assert seen[0] == ""
+    assert len(seen) > 3
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(seen))
+    assert seen[-1] == "Is it scratched? 1 pictures, 1 messages."
+    assert [turn["role"] for turn in talk] == ["user", "assistant"] * 2
+    assert talk[-1]["content"] == "Where? 1 pictures, 3 messages."
+
+
+def test_a_cleared_talk_begins_anew_about_the_same_picture(play, scratched):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        await last(station.ask("One?", session))
+        await station.forget(session)
+        return await last(station.ask("Two?", session))
+
+    assert play(act)[1][-1]["content"] == "Two? 1 pictures, 1 messages."
+
+
+def test_a_question_that_fails_stays_to_be_asked_again(play, scratched):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        return await last(station.ask("fail", session))
+
+    said, talk, question = play(act)
+    assert "longer than the context" in said
+    assert talk == []
+    assert question == "fail"
+
+
+def test_feedback_goes_into_the_history_with_the_operators_word(play, history, scratched):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        return await station.feedback("wrong", " dust\x00 ", session)
+
+    assert "Thank you" in play(act)
+    [entry], _ = history.page("kim")
+    assert (entry.feedback.right, entry.feedback.word) == (False, "dust\ufffd")
+    assert entry.feedback.operator == "Kim"
+
+
+def test_the_next_picture_begins_without_the_last_ones_talk_and_feedback(play, scratched):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        await last(station.ask("Where?", session))
+        return await inspected(station, scratched)
+
+    assert play(act)[4:] == [[], None, "", ""]
+
+
+def test_what_is_missing_is_asked_for(play, scratched):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        return [
+            (await last(station.inspect(None, "", KIM)))[0],
+            (await last(station.ask("Where?", None)))[0],
+            (await last(station.ask("  ", session)))[0],
+            await station.feedback("right", "", None),
+            await station.feedback(None, "", session),
+            (await last(station.add("../x", ["a.png"], 0.05, False)))[0],
+            (await last(station.add("plate", None, 0.05, False)))[0],
+        ]
+
+    notices = play(act)
+    expected = ("no picture", "Inspect a picture", "Type a question", "Inspect a picture")
+    expected += ("right or wrong", "letter or digit", "pictures of good parts")
+    for notice, words in zip(notices, expected, strict=True):
+        assert words in notice
+        assert "problem" in notice
+
+
+def test_a_file_that_is_no_picture_is_named_without_its_path(play, tmp_path):
+    note = tmp_path / "note.png"
+    note.write_text("no picture")
+    for said, *_ in (
+        play(lambda s: inspected(s, str(note))),
+        play(lambda s: last(s.add("plate", [str(note)], 0.05, False))),
+    ):
+        assert "cannot be used: note.png: not a picture" in said
+        assert str(tmp_path) not in said
+
+
+def test_a_server_that_is_away_or_refuses_is_told_in_the_pages_language(play, plant, scratched):
+    away = play(lambda s: inspected(s, scratched), "de", "http://127.0.0.1:9/v1")
+    assert "Prüfserver ist nicht erreichbar" in away[0]
+    plant.key = "another"
+    refused = play(lambda s: inspected(s, scratched), "ko")
+    assert "키를 거부했습니다" in refused[0]
+
+
+def test_a_server_without_products_leaves_the_page_usable(play, plant):
+    plant.keeps_products = False
+    choice, listed = play(lambda s: s.known())
+    assert [value for _, value in choice.choices] == [""]
+    assert "keeps no products" in listed
+
+
+def test_a_product_is_added_warned_of_and_not_replaced_unasked(play, plant, scratched):
+    async def act(station):
+        first = await last(station.add("plate", [scratched] * 3, 0.05, False))
+        again = await last(station.add("plate", [scratched], 0.05, False))
+        over = await last(station.add("plate", [scratched] * 30, 0.05, True))
+        return first, again, over
+
+    first, again, over = play(act)
+    assert "plate is ready: 3 pictures, at most 25.0 % of good parts" in first[0]
+    assert "at best 25.0 %: add more for 5.0 %" in first[0]
+    assert "image 1 looks unlike the others" in first[0]
+    assert ("plate", "plate") in first[1].choices
+    assert "plate" in first[2]
+    assert "already" in again[0]
+    assert "problem" not in over[0]
+    assert plant.products["plate"]["images"] == 30
+
+
+def test_a_history_that_cannot_be_written_is_told_and_the_result_stays(
+    play, history, scratched, monkeypatch
+):
+    def broken(*_):
+        raise DatabaseError("disk full")
+
+    monkeypatch.setattr(history, "save", broken)
+    page = play(lambda s: inspected(s, scratched))
+    assert "disk full" in page[0]
+    assert "anomalous" in page[2]
+
+
+def test_nothing_that_came_from_elsewhere_becomes_html(play, history, tmp_path):
+    path = tmp_path / "<img src=x>.png"
+    path.write_bytes(encoded(red(222)))
+    result = play(lambda s: inspected(s, str(path), "<b>product</b>"))[2]
+    past = play(lambda s: s.past(0, KIM))[0]
+    assert "<b>product" not in result + past
+    assert "<img src=x>" not in past
+    assert "&lt;img src=x&gt;.png" in past

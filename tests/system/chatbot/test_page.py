@@ -1,0 +1,242 @@
+"""The page in a real browser, against a server that speaks the wire."""
+
+import base64
+import csv
+import io
+import threading
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests.clients.conftest import encoded, red
+from tests.system.chatbot.conftest import DESKTOP, PHONE
+from tests.system.chatbot.visit import (
+    add_product,
+    ask,
+    choose_product,
+    give_picture,
+    inspect,
+    loaded,
+    past,
+    running_chatbot,
+    say,
+    verdict,
+)
+
+USERS = 16
+
+GRADIOS_OWN = {"nested-interactive"}
+"""What is wrong in Gradio's own file list: its button for more files wraps the file input."""
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    path = tmp_path / "scratched.png"
+    path.write_bytes(encoded(red(222, (320, 240))))
+    return path
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_shift_at_the_page(chatbot, plant, visit, bad, tmp_path, size):
+    page = visit(chatbot.url, size=size)
+    inspect(page, bad)
+    assert verdict(page) == "anomalous"
+    expect(page.locator(".result")).to_contain_text("Score 0.871, threshold 0.50")
+    expect(page.locator(".result table")).to_contain_text("bottom left")
+    overlay = page.locator("#overlay img")
+    loaded(page, overlay)
+    assert "anomalous" in overlay.get_attribute("alt")
+
+    assert ask(page, "Is it scratched?") == "Is it scratched? 1 pictures, 1 messages."
+    assert ask(page, "Where?") == "Where? 1 pictures, 3 messages."
+
+    good = [tmp_path / f"good {n}.png" for n in range(4)]
+    for n, path in enumerate(good):
+        path.write_bytes(encoded(red(20 + n)))
+    add_product(page, "plate", good)
+    expect(page.locator("#products table")).to_contain_text("plate")
+    choose_product(page, "plate")
+    inspect(page, bad)
+    expect(page.locator(".result")).to_contain_text("plate")
+    assert plant.requests[-1][1]["reference"] == "plate"
+
+    say(page, "wrong", "shadow, not a scratch")
+    expect(page.locator("#feedback-said")).to_contain_text("Thank you")
+    inspect(page, good[0])
+    expect(page.locator("#opinion input:checked")).to_have_count(0)
+    expect(page.locator("#feedback-said")).not_to_contain_text("Thank you")
+
+    page.reload()
+    _, newest, oldest = past(page)
+    for words in ("scratched.png", "anomalous", "plate", "Wrong: shadow, not a scratch"):
+        assert words in newest
+    assert "no feedback" in oldest
+    picture = page.locator("#past img").nth(1)
+    picture.scroll_into_view_if_needed()
+    loaded(page, picture)
+    page.locator("#past summary").nth(1).click()
+    expect(page.locator("#past table").first).to_contain_text("bottom left")
+
+    with page.expect_download() as download:
+        page.get_by_text("Export as CSV").click()
+    text = Path(download.value.path()).read_text("utf-8-sig")
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert [line["product"] for line in lines] == ["plate", "plate", ""]
+    assert lines[1]["word"] == "shadow, not a scratch"
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+
+
+def test_sixteen_users_at_once_see_their_own_pictures_alone(chatbot, plant, visit, tmp_path):
+    plant.together = threading.Barrier(USERS)
+    pages, levels = [], [6 * user for user in range(USERS)]
+    for level in levels:
+        path = tmp_path / f"user {level}.png"
+        path.write_bytes(encoded(red(level)))
+        page = visit(chatbot.url)
+        give_picture(page, path)
+        pages.append(page)
+    for page in pages:
+        page.locator("button#inspect").click()
+    for page, level in zip(pages, levels, strict=True):
+        expect(page.locator(".result")).to_contain_text(f"Score {level / 255:.3f}")
+        loaded(page, page.locator("#overlay img"))
+        data = page.locator("#overlay img").evaluate(
+            "async image => { const bytes = new Uint8Array(await (await fetch(image.src))"
+            ".arrayBuffer()); return btoa(Array.from(bytes, b => String.fromCharCode(b)).join(''))}"
+        )
+        shown = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+        assert shown.getpixel((shown.width // 2, 100)) == (level, 0, 0)
+    assert plant.most_under_way == USERS
+
+    others = []
+    for page, level in zip(pages, levels, strict=True):
+        [entry] = past(page)
+        assert f"user {level}.png" in entry
+        others.append(page.locator("#past img").get_attribute("src"))
+    for page, other in zip(pages, [*others[1:], others[0]], strict=True):
+        assert page.request.get(chatbot.url + other).status == 404
+
+
+@pytest.mark.parametrize("language", ["en", "ko", "de"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_has_no_fault_that_axe_finds(chatbot, visit, bad, language, scheme):
+    page = visit(f"{chatbot.url}/{language}/")
+    page.emulate_media(color_scheme=scheme)
+    page.locator("#picture input[type=file]").set_input_files(bad)
+    page.wait_for_selector("#picture img")
+    page.locator("button#inspect").click()
+    page.wait_for_selector(".result table")
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.lang") == language
+    for tab in range(3):
+        page.get_by_role("tab").nth(tab).click()
+        page.wait_for_timeout(1000)
+        faults = Axe().run(page).response["violations"]
+        told = [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in faults]
+        assert [fault for fault in told if fault[0] not in GRADIOS_OWN] == []
+
+
+def test_the_page_is_used_with_the_keyboard_alone(chatbot, visit, bad):
+    page = visit(chatbot.url)
+    page.wait_for_selector("#picture")
+
+    def tab_to(selector: str) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if page.evaluate("s => document.activeElement.matches(s)", selector):
+                return
+        raise AssertionError(f"{selector} cannot be reached with the keyboard")
+
+    tab_to("#picture button")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(bad)
+    expect(page.locator("#picture img")).to_be_visible()
+    tab_to("button#inspect")
+    page.keyboard.press("Enter")
+    expect(page.locator(".result")).to_be_visible()
+    tab_to("#question input, #question textarea")
+    page.keyboard.type("Where?")
+    page.keyboard.press("Enter")
+    expect(page.locator("#talk .bot.message")).to_contain_text("1 messages.")
+    tab_to("#opinion input")
+    page.keyboard.press("Space")
+    tab_to("button#send-feedback")
+    page.keyboard.press("Enter")
+    expect(page.locator("#feedback-said")).to_contain_text("Thank you")
+
+
+def test_what_happens_is_said_to_screen_readers(chatbot, visit, bad):
+    page = visit(chatbot.url)
+    inspect(page, bad)
+    expect(page.get_by_role("status").filter(has_text="Inspected: anomalous.")).to_be_visible()
+    expect(page.get_by_role("img", name="Score 0.871, threshold 0.50")).to_be_visible()
+    expect(page.get_by_role("table", name="Suspicious regions")).to_be_visible()
+
+
+def test_a_picture_is_taken_with_the_camera(chatbot, visit):
+    page = visit(chatbot.url)
+    page.context.grant_permissions(["camera"])
+    page.get_by_label("Capture from camera").click()
+    page.locator("#picture").get_by_role("button").filter(has_text="Click to Access Webcam").click()
+    page.locator("#picture button[aria-label='capture photo']").click()
+    page.locator("button#inspect").click()
+    expect(page.locator(".result")).to_be_visible()
+
+
+def test_a_picture_is_pasted(chatbot, visit, bad):
+    page = visit(chatbot.url)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.wait_for_selector("#picture")
+    page.evaluate(
+        "async data => { const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));"
+        "await navigator.clipboard.write([new ClipboardItem("
+        "{'image/png': new Blob([bytes], {type: 'image/png'})})])}",
+        base64.b64encode(bad.read_bytes()).decode(),
+    )
+    page.get_by_label("Paste from clipboard").click()
+    expect(page.locator("#picture img")).to_be_visible()
+    page.locator("button#inspect").click()
+    expect(page.locator(".result")).to_contain_text("Score 0.871")
+
+
+def test_a_file_that_is_no_picture_and_a_server_that_went_away_are_told(
+    chatbot, plant, visit, bad, tmp_path
+):
+    page = visit(chatbot.url)
+    junk = tmp_path / "junk.png"
+    junk.write_text("no picture")
+    page.locator("#picture input[type=file]").set_input_files(junk)
+    page.wait_for_timeout(1500)
+    page.locator("button#inspect").click()
+    expect(page.locator("#said")).to_contain_text("junk.png: not a picture")
+    page.reload()
+    plant.away = True
+    give_picture(page, bad)
+    page.locator("button#inspect").click()
+    expect(page.locator("#said")).to_contain_text("server cannot be reached", timeout=60_000)
+
+
+def test_with_a_key_one_logs_in_first(plant, visit, bad, tmp_path):
+    with running_chatbot(tmp_path, plant.url, "--key", "a key of the plant") as chatbot:
+        _log_in_and_out(visit(chatbot.url), bad)
+
+
+def _log_in_and_out(page: Page, bad: Path) -> None:
+    assert Axe().run(page).response["violations"] == []
+    page.get_by_label("Your name").fill("Kim")
+    page.get_by_label("Key of this plant").fill("a wrong key")
+    page.get_by_role("button").click()
+    expect(page.get_by_role("alert")).to_contain_text("not right")
+    page.get_by_label("Your name").fill("Kim")
+    page.get_by_label("Key of this plant").fill("a key of the plant")
+    page.get_by_role("button").click()
+    inspect(page, bad)
+    assert "Kim" in page.locator("header").inner_text()
+    assert len(past(page)) == 1
+    page.get_by_text("Sign out").click()
+    expect(page.get_by_label("Your name")).to_be_visible()

@@ -1,0 +1,111 @@
+"""The chatbot on a real PostgreSQL: migrations, a crash and a return of the database."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from playwright.sync_api import expect
+from sqlalchemy import inspect, select
+from sqlalchemy.orm import Session
+
+from looktwice_clients.chatbot.database import connect, database_url, downgrade, upgrade
+from looktwice_clients.chatbot.history import History
+from looktwice_clients.chatbot.tables import FeedbackRow, InspectionRow, Table
+from tests.clients.chatbot.rows import feedback, inspection
+from tests.clients.conftest import encoded, red
+from tests.system.chatbot import visit as person
+from tests.system.chatbot.cluster import Cluster
+from tests.system.chatbot.visit import running_chatbot
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    cluster.start()
+    yield cluster
+    cluster.remove()
+
+
+def rows(cluster: Cluster, table: type) -> list:
+    engine = connect(database_url(cluster.url, Path()))
+    with Session(engine) as session:
+        found = session.scalars(select(table).order_by(table.created)).all()
+    engine.dispose()
+    return found
+
+
+def test_migrations_make_the_tables_of_the_code_and_take_them_away(cluster, tmp_path):
+    engine = connect(database_url(cluster.url, tmp_path))
+    upgrade(engine)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+    downgrade(engine)
+    assert inspect(engine).get_table_names() == ["alembic_version"]
+    upgrade(engine)
+    assert set(inspect(engine).get_table_names()) == {"alembic_version", *Table.metadata.tables}
+    engine.dispose()
+
+
+def test_what_is_saved_while_the_database_is_away_waits_and_moves_once(cluster, tmp_path):
+    history = History(database_url(cluster.url, tmp_path), tmp_path)
+    before, while_away = inspection(minute=0), inspection(minute=1, file_name="부품 Prüfling")
+    assert history.save(before)
+    cluster.kill()
+    assert not history.save(while_away)
+    assert not history.save(before, feedback(before, word="scratch"))
+    assert history.waiting() == 3
+    assert history.move_waiting() == 0
+    history.close()
+
+    cluster.start()
+    history = History(database_url(cluster.url, tmp_path), tmp_path)  # as after a restart
+    assert history.move_waiting() == 3
+    assert history.waiting() == 0
+    entries, total = history.page("a")
+    assert total == 2
+    assert [entry.inspection.file_name for entry in entries] == ["부품 Prüfling", "part.png"]
+    assert [entry.feedback and entry.feedback.word for entry in entries] == [None, "scratch"]
+    assert history.overlay("a", while_away.id) == b"jpeg of a"
+    history.close()
+
+
+def test_a_crash_of_the_database_is_told_nothing_is_lost_and_it_recovers(
+    cluster, plant, visit, tmp_path
+):
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    first.write_bytes(encoded(red(222)))
+    second.write_bytes(encoded(red(30)))
+    with running_chatbot(tmp_path, plant.url, "--database", cluster.url) as chatbot:
+        page = visit(chatbot.url)
+        person.inspect(page, first)
+        assert len(person.past(page)) == 1
+
+        cluster.restart()  # between two pictures: nobody notices
+        person.open_tab(page, "Inspect")
+        person.say(page, "right", "scratch")
+        expect(page.locator("#feedback-said")).to_contain_text("Thank you")
+
+        cluster.kill()
+        person.inspect(page, second)
+        assert person.verdict(page) == "normal"
+        expect(page.locator("#said")).to_contain_text("database cannot be reached")
+        person.say(page, "wrong", "dent")
+        expect(page.locator("#feedback-said")).to_contain_text("feedback is kept here")
+        assert person.past(page) == []
+        expect(page.locator("#past")).to_contain_text("Nothing is lost")
+        assert page.request.get(f"{chatbot.url}/history.csv").status == 503
+
+        cluster.start()
+        for _ in range(30):
+            if len(rows(cluster, FeedbackRow)) == 2:
+                break
+            page.wait_for_timeout(500)
+        newest, oldest = person.past(page)
+        assert "second.png" in newest
+        assert "Wrong: dent" in newest
+        assert "first.png" in oldest
+        assert "Right: scratch" in oldest
+    assert [row.file_name for row in rows(cluster, InspectionRow)] == ["first.png", "second.png"]
+    assert "plant-secret" not in chatbot.log.read_text()
