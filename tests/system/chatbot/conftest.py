@@ -60,7 +60,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
             profile = browser.new_context(locale=language, viewport=size)
             open_profiles.callback(profile.close)
             profile.on("request", lambda request: _note(strangers, request.url))
-            profile.set_default_timeout(60_000)
+            profile.set_default_timeout(180_000)
             page = profile.new_page()
             page.goto(address)
             return page
