@@ -21,7 +21,7 @@ PHONE = {"width": 390, "height": 844}
 expect.set_options(timeout=60_000)  # for a busy machine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not be there for other tests
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium, "no Chromium: run .ci/system-packages first"
