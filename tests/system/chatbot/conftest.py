@@ -21,7 +21,7 @@ PHONE = {"width": 390, "height": 844}
 expect.set_options(timeout=60_000)  # for a busy machine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not be there for other tests
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium, "no Chromium: run .ci/system-packages first"
@@ -60,7 +60,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
             profile = browser.new_context(locale=language, viewport=size)
             open_profiles.callback(profile.close)
             profile.on("request", lambda request: _note(strangers, request.url))
-            profile.set_default_timeout(60_000)
+            profile.set_default_timeout(180_000)
             page = profile.new_page()
             page.goto(address)
             return page
