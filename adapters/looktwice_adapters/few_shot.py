@@ -131,7 +131,7 @@ class Reference:
             OSError, ValueError, KeyError, SafetensorError: it cannot be read, or is none.
         """
         with safe_open(path, "pt") as file:
-            names = [name for name in file.keys() if name.startswith("level.")]  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith("level.")]
             levels = tuple(file.get_tensor(f"level.{i}") for i in range(len(names)))
             bank = MemoryBank(levels, file.get_tensor("owners").long())
             threshold = json.loads(file.metadata()["threshold"])
@@ -175,16 +175,16 @@ def build(
             [torch.cat(pair) for pair in zip(own, more, strict=True)]
             for own, more in zip(parts, copies, strict=True)
         ]
-    bank = MemoryBank.of(parts).coreset(patches).to(torch.half)
-    left_out = [bank.without(i) for i in range(len(images))] if len(images) > 1 else []
+    bank = MemoryBank.of(parts).coreset(patches).to(dtype=torch.half)
     own = [
-        image_evidence(evidence(rest, image)) if len(rest) else torch.nan
-        for rest, image in zip(left_out, images, strict=False)
+        image_evidence(evidence(bank.without(index), image))
+        for index, image in enumerate(images)
+        if len(images) > 1
     ]
-    others = [[image_evidence(evidence(bank, p)) for p in group] for group in (calibration, defects)]
-    threshold = Threshold.fit(
-        own, rate, calibration=others[0], defects=others[1], prior=NORMAL
-    )
+    others = [
+        [image_evidence(evidence(bank, p)) for p in group] for group in (calibration, defects)
+    ]
+    threshold = Threshold.fit(own, rate, calibration=others[0], defects=others[1], prior=NORMAL)
     return Built(Reference(bank, threshold), _warnings(own, others[1], threshold))
 
 

@@ -54,12 +54,12 @@ class MemoryBank:
         """The bank as if one reference image had not been given, its copies neither."""
         return self.select(self.owners != image)
 
-    def to(self, *args: torch.device | torch.dtype) -> "MemoryBank":
+    def to(
+        self, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> "MemoryBank":
         """The bank on another device or in another precision."""
-        return MemoryBank(
-            tuple(level.to(*args) for level in self.levels),
-            self.owners,
-        )
+        levels = tuple(level.to(device=device, dtype=dtype) for level in self.levels)
+        return MemoryBank(levels, self.owners)
 
     def coreset(self, size: int, seed: int = 0) -> "MemoryBank":
         """At most `size` tokens that leave no other far away (greedy k-centre).
