@@ -28,7 +28,7 @@ SMALLEST_DISTANCE = 0.01  # nearer is the same patch
 EXPERT_WEIGHT = 0.075  # of the expert's calibrated logit, beside the logarithm of the distance
 EXPERT_LIMIT = 6.0  # of that logit: beyond, it says nothing more
 SLOPE = 10.0  # of the calibrated logit, a unit of evidence
-PATCHES = 8192  # of a bank; more is thinned
+PATCHES = 4096  # of a bank; more is thinned
 NORMAL = NormalScores(mean=-1.1, deviation=0.15, images=0.25, degrees=3.0)
 
 

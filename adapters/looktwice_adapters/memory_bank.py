@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 SEARCH_BYTES = 64 * 2**20
-CANDIDATES = 4  # tokens that the coreset chooses from, as multiples of its size
-PROJECTED = 128  # dimensions in which the coreset measures distances
+CANDIDATES = 8  # tokens that the coreset chooses from, as multiples of its size
+PROJECTED = 64  # dimensions in which the coreset measures distances
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class Threshold:
         """Anomalous above the threshold; undecided where only a higher rate could be promised."""
         if score > self.value:
             return "anomalous"
-        unlike_all = self.p_value(score) <= self.promised_rate
+        unlike_all = bool(self.scores) and score > self.scores[-1]
         return "undecided" if unlike_all and self.promised_rate > self.rate else "normal"
 
 

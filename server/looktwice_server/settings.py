@@ -36,7 +36,7 @@ class Settings:
     embeddings_cached_mb: int = 256  # encoder output that a worker keeps for the chat that follows
     max_references: int = 1000  # names in the store
     max_reference_images: int = 256  # pictures of one reference, its calibration and defects apart
-    reference_patches: int = 8192  # of one reference's memory bank; more is thinned
+    reference_patches: int = 4096  # of one reference's memory bank; more is thinned
     reference_tokens_mb: int = 2048  # memory for the pictures of one reference while it is made
     references_cached_mb: int = 512  # memory banks that a worker keeps
 
