@@ -14,10 +14,11 @@ are enough for the asked rate, they alone are counted.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot, sqrt
 from typing import Self
 
 import numpy as np
+from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 from looktwice_adapters.facts import Verdict
@@ -27,30 +28,29 @@ OUTLIER = 4.0  # deviations above the other references
 
 @dataclass(frozen=True)
 class NormalScores:
-    """What scores of good pictures look like before any of a product was seen (normal-gamma)."""
+    """What scores of good pictures look like before many of a product were seen."""
 
-    mean: float = 0.0
-    deviation: float = 1.0
-    images: float = 1.0  # how many pictures the mean counts as
-    degrees: float = 1.0  # how many the deviation counts as
+    mean: float = 0.0  # over products
+    between: float = 1.0  # deviation of the products' means
+    deviation: float = 1.0  # within a product
+    degrees: float = 3.0  # how many pictures the deviation counts as
 
     def limit(self, scores: Sequence[float], rate: float) -> float:
         """What the next good picture's score exceeds with probability `rate`, were they normal.
 
-        Student's t with the product's own scores and this prior: with few of them the prior's
-        deviation keeps the limit away from both nonsense and infinity.
+        Student's t about the product's own mean; the deviation is the product's and this prior's
+        together, so that two alike pictures do not make a narrow one. Without scores, the limit
+        of all products. A score far below the others is a picture sent twice, and is moved up.
         """
+        if not scores:
+            spread = hypot(self.between, self.deviation)
+            return self.mean + spread * float(normal.ppf(1 - rate))
         n = len(scores)
-        own = float(np.mean(scores)) if n else self.mean
-        count, degrees = self.images + n, self.degrees + n
-        mean = (self.images * self.mean + n * own) / count
-        squares = (
-            self.degrees * self.deviation**2
-            + float(np.square(np.subtract(scores, own)).sum())
-            + self.images * n / count * (own - self.mean) ** 2
-        )
-        spread = sqrt(squares / degrees * (1 + 1 / count))
-        return mean + spread * float(student.ppf(1 - rate, degrees))
+        values = np.maximum(scores, np.median(scores) - OUTLIER * self.deviation)
+        degrees = self.degrees + n - 1
+        squares = self.degrees * self.deviation**2 + n * float(values.var())
+        spread = sqrt(squares / degrees * (1 + 1 / n))
+        return float(values.mean()) + spread * float(student.ppf(1 - rate, degrees))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 
 from looktwice_adapters.threshold import NormalScores, Threshold, outliers
 
-PRIOR = NormalScores(mean=0.0, deviation=1.0, images=0.25, degrees=3.0)
+PRIOR = NormalScores(mean=0.0, between=1.0, deviation=1.0, degrees=3.0)
 
 
 def fit(scores, rate=0.05, **more):
