@@ -15,8 +15,8 @@ from tqdm import tqdm
 from looktwice_adapters.datasets import Sample, products, read_image, read_mask, read_product
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.few_shot import (
+    EXPERT_WEIGHT,
     PATCHES,
-    SMALLEST_DISTANCE,
     Looked,
     build,
     evidence,
@@ -99,10 +99,7 @@ def row(detector: Detector, name: str, pictures: list[Picture], shots: int, seed
         references, test = split(pictures, shots, seed)
         reference = build([p.looked for p in references]).reference
         found = [evidence(reference.bank, p.looked) for p in test]
-        plain = [
-            reference.bank.distances(p.looked.tokens).clamp_min(SMALLEST_DISTANCE).log()
-            for p in test
-        ]
+        plain = [one - EXPERT_WEIGHT * p.suspicion for one, p in zip(found, test, strict=True)]
         fused = [image_evidence(one) for one in found]
         thin = build([p.looked for p in references], patches=len(reference.bank) // 10).reference
         verdicts = [reference.threshold.verdict(value) for value in fused]

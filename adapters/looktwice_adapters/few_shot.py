@@ -118,7 +118,8 @@ class Reference:
             tensors: kept beside the bank.
         """
         levels = {f"level.{i}": level.half() for i, level in enumerate(self.bank.levels)}
-        header = {"threshold": json.dumps(asdict(self.threshold)), "notes": json.dumps(notes)}
+        # One key: the file's writer puts several in any order, and equal files have equal names.
+        header = {"reference": json.dumps(notes | {"threshold": asdict(self.threshold)})}
         owners = {"owners": self.bank.owners.to(torch.int32)}
         data = {name: value.contiguous() for name, value in (levels | owners | tensors).items()}
         return save(data, header)
@@ -134,7 +135,7 @@ class Reference:
             names = [name for name in file.keys() if name.startswith("level.")]
             levels = tuple(file.get_tensor(f"level.{i}") for i in range(len(names)))
             bank = MemoryBank(levels, file.get_tensor("owners").long())
-            threshold = json.loads(file.metadata()["threshold"])
+            threshold = json.loads(file.metadata()["reference"])["threshold"]
         return cls(bank, Threshold(**threshold | {"scores": tuple(threshold["scores"])}))
 
 
