@@ -106,3 +106,27 @@ def test_turned_copies_make_a_turned_part_normal_and_leave_with_their_image(plat
 def test_a_reference_of_no_image_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         build([])
+
+
+@pytest.mark.parametrize("size", [(320, 320), (520, 300), (210, 470), (90, 640)])
+def test_a_painted_square_comes_back_at_its_place_in_any_aspect(detector, size):
+    """And what was not painted on stays below the threshold: the scale is fixed."""
+    width, height = size
+    rng = np.random.default_rng(width)
+
+    def surface():
+        return rng.normal(120, 10, (height, width, 1)).repeat(3, 2).clip(0, 255).astype(np.uint8)
+
+    reference = build([detector.look(surface()) for _ in range(3)]).reference
+    painted, side = surface(), max(28, min(size) // 4)
+    x, y = int(0.55 * (width - side)), int(0.3 * (height - side))
+    painted[y : y + side, x : x + side] = (200, 30, 30)
+    found = detector.judge(painted, reference)
+    assert found.anomaly_map.shape == (height, width)
+    rows, columns = np.nonzero(found.anomaly_map >= 0.5)
+    assert abs(columns.mean() - (x + side / 2)) <= width / 14  # a token of the base view
+    assert abs(rows.mean() - (y + side / 2)) <= height / 14
+    assert found.score > 0.5
+    good = detector.judge(surface(), reference)
+    assert good.score < 0.5
+    assert np.mean(good.anomaly_map >= 0.5) < 0.02
