@@ -180,8 +180,8 @@ class AnomalyExpert(LookTwiceFeatureMatching):
         """The tapped levels' own tokens L x (B, N, C_l), without what a tower appends to them."""
         if self.config.tower.name == "llm":
             return levels
-        sizes = self.tower.stage_sizes[: len(self.config.tower.levels)]
-        return [level[..., :size] for level, size in zip(levels, sizes, strict=False)]
+        sizes = self.tower.stage_sizes
+        return [level[..., :size] for level, size in zip(levels, sizes, strict=True)]
 
     def suspicious_tokens(
         self, output: ExpertOutput, llm_tokens: Tensor, crops_per_image: list[int]
