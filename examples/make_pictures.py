@@ -1,8 +1,9 @@
 """Draw the examples: nothing in, good.png, scratched.png and plates/ beside this file out.
 
-`plates` are perforated: six good ones and one punched with a square tool, which looks as regular
-as round holes do; only the good ones tell. A sheet of brushed metal, lit from the upper left, as a camera above a line sees it; the second one
-has a scratch. Drawn with Pillow from a fixed seed, so that every run gives the same pixels.
+A sheet of brushed metal, lit from the upper left, as a camera above a line sees it; the second one
+has a scratch. `plates` are perforated: six good ones and one punched with a square tool, which
+looks as regular as round holes do; only the good ones tell. Drawn with Pillow from a fixed seed, so
+that every run gives the same pixels.
 """
 
 import math
