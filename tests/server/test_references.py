@@ -188,3 +188,40 @@ def test_references_of_a_conversation_are_told_apart_from_its_question(server):
     keys = {"max_tokens": 4, "inspection": {"reference_images": [0]}}
     answer = ask(server, Sent("/v1/chat/completions", {"messages": messages, **keys})).data
     assert [inspection["image"] for inspection in answer["inspections"]] == [1]
+
+
+def test_a_broken_file_is_a_409_to_its_users_and_adding_again_helps(server, plates):
+    version = put(server, "brittle", GOOD[2:4]).data["version"]
+    file = server.log.parent / "references" / "versions" / f"{version}.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-9] + b"scratched")
+    with ThreadPoolExecutor(2) as pool:  # in one batch: only one of the two suffers
+        broken, whole = pool.map(
+            lambda name: ask(server, inspect(UNSEEN, reference=name)), ("brittle", "plates")
+        )
+    assert (broken.status, whole.status) == (409, 200)
+    assert "add it again" in broken.error["message"]
+    told = chat(image(UNSEEN), QUESTION, inspection={"reference": "brittle"})
+    assert ask(server, told).status == 409
+    assert put(server, "brittle", GOOD[2:4]).data["version"] == version
+    assert inspected(server, UNSEEN, reference="brittle")["reference"]["version"] == version
+
+
+def test_a_picture_that_was_a_reference_is_inspected_where_it_is_asked_about(server):
+    """The same picture twice in one message: once as it should be, once to be judged."""
+    sent = chat(image(GOOD[0]), image(GOOD[0]), QUESTION, inspection={"reference_images": [0]})
+    [inspection] = ask(server, sent).data["inspections"]
+    assert (inspection["image"], inspection["verdict"]) == (1, "normal")
+
+
+def test_a_follow_up_finds_the_same_reference_of_the_conversation(server):
+    first = [user(image(GOOD[0]), image(SQUARE), QUESTION)]
+    more = [*first, {"role": "assistant", "content": "Yes."}, user(text("Where?"))]
+    options = {"max_tokens": 4, "inspection": {"reference_images": [0]}}
+    versions = {
+        ask(server, Sent("/v1/chat/completions", {"messages": messages, **options})).data[
+            "inspections"
+        ][0]["reference"]["version"]
+        for messages in (first, more)
+    }
+    assert len(versions) == 1
