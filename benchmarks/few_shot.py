@@ -83,7 +83,7 @@ def pixel_auroc(detector: Detector, pictures: list[Picture], maps: list[torch.Te
     truth, values = [], []
     for picture, found in zip(pictures, maps, strict=True):
         if picture.mask is not None:
-            whole = detector._stitch(found, np.empty((*picture.shape, 3), np.uint8))
+            whole = detector.stitched(found, np.empty((*picture.shape, 3), np.uint8))
             size = picture.mask.shape
             small = torch.nn.functional.interpolate(whole[None, None], size, mode="area")
             truth.append(picture.mask.ravel())

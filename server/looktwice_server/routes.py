@@ -238,7 +238,8 @@ class LookTwice:
     ) -> Inspection:
         """The inspection that a request gets, counted."""
         metrics.INSPECTIONS.labels(route, finding.verdict).inc()
-        metrics.SCORES.labels("").observe(finding.score)
+        product = "" if reference is None else reference.name or ""
+        metrics.SCORES.labels(product).observe(finding.score)
         return finding.inspection(
             image=image,
             model=self.model_name,

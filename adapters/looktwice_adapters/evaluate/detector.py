@@ -109,8 +109,8 @@ class Detector:
         """Calibrated score and anomaly map of a picture (H, W, 3), against a reference if any."""
         if reference is not None:
             judged = reference.judge(self.look(picture))
-            whole = self.stitched(judged.anomaly_map, picture).numpy()
-            return Judgement(judged.score, judged.verdict, whole)
+            fused = self.stitched(judged.anomaly_map, picture).numpy()
+            return Judgement(judged.score, judged.verdict, fused)
         raw, significance, whole = self.raw(picture)
         calibration = self.expert.config.calibration
         calibrated = calibration.map(whole).numpy().astype(np.float32)
