@@ -1,7 +1,9 @@
-"""Draw the demo's two pictures: nothing in, good.png and scratched.png beside this file out.
+"""Draw the examples: nothing in, good.png, scratched.png and plates/ beside this file out.
 
 A sheet of brushed metal, lit from the upper left, as a camera above a line sees it; the second one
-has a scratch. Drawn with Pillow from a fixed seed, so that every run gives the same pixels.
+has a scratch. `plates` are perforated: six good ones and one punched with a square tool, which
+looks as regular as round holes do; only the good ones tell. Drawn with Pillow from a fixed seed, so
+that every run gives the same pixels.
 """
 
 import math
@@ -80,7 +82,25 @@ def bezier(t: float) -> tuple[float, float]:
     return x, y
 
 
+def plate(seed: int, *, square: bool = False) -> Image.Image:
+    """A perforated plate, a little shifted each time."""
+    rng, side = random.Random(seed), 320
+    picture = noise(seed, side, side).point(lambda value: 138 + value // 10).convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    shift_x, shift_y = rng.uniform(-4, 4), rng.uniform(-4, 4)
+    for x in range(50, side, 73):
+        for y in range(50, side, 73):
+            left, top = x + shift_x, y + shift_y
+            punch = draw.rectangle if square else draw.ellipse
+            punch((left - 16, top - 16, left + 16, top + 16), fill=(35, 38, 42))
+    return picture.filter(ImageFilter.GaussianBlur(1))
+
+
 if __name__ == "__main__":
     here = Path(__file__).parent
+    (here / "plates" / "good").mkdir(parents=True, exist_ok=True)
+    for number in range(6):
+        plate(number).save(here / "plates" / "good" / f"{number}.jpg", quality=88)
+    plate(6, square=True).save(here / "plates" / "square_holes.jpg", quality=88)
     good_part().save(here / "good.png", optimize=True)
     scratched_part().save(here / "scratched.png", optimize=True)

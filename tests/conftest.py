@@ -10,7 +10,8 @@ from tests.serving import Server, running_server
 def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
     """The one real server of the suite: nano in float32, so that it can be compared with torch."""
     log = tmp_path_factory.mktemp("server") / "log"
-    with running_server(log, "nano", "--dtype", "float32") as running:
+    store = str(log.parent / "references")
+    with running_server(log, "nano", "--dtype", "float32", LOOKTWICE_REFERENCES=store) as running:
         yield running
 
 

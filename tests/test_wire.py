@@ -5,6 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from looktwice_clients import references as client_references
 from looktwice_clients import schemas as client
 from looktwice_server import schemas as server
 
@@ -63,3 +64,24 @@ def test_a_field_of_a_newer_server_stays_with_an_older_client_and_is_refused_by_
 def test_every_field_of_the_server_is_one_that_the_client_names():
     assert server.Inspection.model_fields.keys() == client.Inspection.model_fields.keys()
     assert server.Region.model_fields.keys() == client.Region.model_fields.keys()
+
+
+def test_a_reference_comes_through_both_schemas_unchanged():
+    example = {
+        "object": "reference",
+        "name": "bottle",
+        "version": "9f2c4d1e9f2c4d1e",
+        "images": 8,
+        "patches": 4096,
+        "false_alarm_rate": 0.05,
+        "promised_rate": 0.125,
+        "threshold": -1.5,
+        "created": 1764000000,
+        "expert": "9f2c4d1e9f2c4d1e",
+        "warnings": ["image 3 looks unlike the others"],
+        "thumbnails": None,
+    }
+    sent = server.Reference.model_validate_json(json.dumps(example)).model_dump_json()
+    received = client_references.Reference.model_validate_json(sent)
+    assert json.loads(received.model_dump_json()) == example
+    assert set(example) - set(client_references.Reference.model_fields) == {"object"}

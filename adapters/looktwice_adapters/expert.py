@@ -159,10 +159,29 @@ class AnomalyExpert(LookTwiceFeatureMatching):
             crops_per_image: how many of the B crops belong to each image, in order.
         """
         significance = self.significance_map(levels, final, crops_per_image)
+        return self.look_again(final, significance, crops_per_image)
+
+    def look_again(
+        self, final: Tensor, significance: Tensor, crops_per_image: list[int]
+    ) -> ExpertOutput:
+        """Select suspicious tokens by a significance map, the expert's own or a fused one.
+
+        Args:
+            final: (B, N, C) float32.
+            significance: (B, h, w) in [0, 1].
+            crops_per_image: how many of the B crops belong to each image, in order.
+        """
         selected = select_tokens(self.q_former, final, significance)
         global_token = weighted_mean(selected, significance, crops_per_image)
         score = torch.sigmoid(self.final_predictor(global_token)).squeeze(-1)
         return ExpertOutput(significance, significance.mean((1, 2)), selected, global_token, score)
+
+    def patch_tokens(self, levels: list[Tensor]) -> list[Tensor]:
+        """The tapped levels' own tokens L x (B, N, C_l), without what a tower appends to them."""
+        if self.config.tower.name == "llm":
+            return levels
+        sizes = self.tower.stage_sizes
+        return [level[..., :size] for level, size in zip(levels, sizes, strict=True)]
 
     def suspicious_tokens(
         self, output: ExpertOutput, llm_tokens: Tensor, crops_per_image: list[int]

@@ -201,9 +201,14 @@ class TimmTower(nn.Module):
         return super().train(False)
 
     @property
+    def stage_sizes(self) -> tuple[int, ...]:
+        """Channels of the stages' own tokens, which stand first in each level."""
+        return self.config.components or tuple(self.network.feature_info.channels())
+
+    @property
     def level_sizes(self) -> tuple[int, ...]:
         """Channels of the levels that `forward` returns."""
-        channels = self.config.components or self.network.feature_info.channels()
+        channels = self.stage_sizes
         if self.config.rarity:
             return tuple(4 * size + RARITY * len(channels) for size in channels)
         return tuple(size * (3 if self.config.neighbours else 1) for size in channels)
@@ -211,7 +216,7 @@ class TimmTower(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Channels of the final tokens that `forward` returns."""
-        channels = self.config.components or self.network.feature_info.channels()
+        channels = self.stage_sizes
         if self.config.evidence:
             return sum(channels) + RARITY * len(channels)
         return self.level_sizes[-1]

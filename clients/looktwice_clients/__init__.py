@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from looktwice_clients.inspector import AsyncInspector as AsyncInspector
     from looktwice_clients.inspector import Inspector as Inspector
     from looktwice_clients.overlay import draw_overlay as draw_overlay
+    from looktwice_clients.references import Reference as Reference
     from looktwice_clients.report import InspectionReport as InspectionReport
     from looktwice_clients.schemas import AnomalyMap as AnomalyMap
     from looktwice_clients.schemas import Inspection as Inspection
@@ -26,6 +27,7 @@ _HOME = {
     "InspectionReport": "report",
     "Inspector": "inspector",
     "LookTwiceError": "errors",
+    "Reference": "references",
     "ReferenceVersion": "schemas",
     "Region": "schemas",
     "ReplyError": "errors",

@@ -19,6 +19,7 @@ from looktwice_clients.errors import one_line
 COMMANDS = {
     "serve": "Run the OpenAI-compatible inspection server.",
     "inspect": "Score, verdict and regions of pictures.",
+    "reference": "The normal pictures of a product.",
     "chat": "Talk about pictures in the terminal.",
     "evaluate": "Measure detection, localization and answers on data sets.",
     "mcp": "Serve the inspection to assistants over MCP.",

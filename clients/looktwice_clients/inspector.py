@@ -22,6 +22,7 @@ from looktwice_clients.address import server_key, server_url
 from looktwice_clients.conversation import Answer, AsyncConversation, ChatOptions, Conversation
 from looktwice_clients.errors import LookTwiceError, ReplyError, what_is_wrong
 from looktwice_clients.images import ImageSource, to_wire
+from looktwice_clients.references import AsyncReferences, References
 from looktwice_clients.report import QUESTION, RESPONSE_FORMAT, InspectionReport, report_from
 from looktwice_clients.schemas import Inspection, InspectionList
 
@@ -68,6 +69,7 @@ class Inspector:
             max_retries=max_retries,
             http_client=http_client,
         )
+        self.references = References(self.client)
 
     @property
     def model(self) -> str:
@@ -247,6 +249,7 @@ class AsyncInspector:
             max_retries=max_retries,
             http_client=http_client,
         )
+        self.references = AsyncReferences(self.client)
 
     async def model(self) -> str:
         """The name of the model that answers questions, asked for once."""

@@ -40,7 +40,8 @@ class Region(_FromWire):
 class ReferenceVersion(_FromWire):
     """The normal images that an inspection compared with."""
 
-    name: str
+    name: str | None = None
+    """None: pictures of the conversation itself."""
     version: str | None = None
 
 
@@ -110,7 +111,7 @@ class Inspection(_FromWire):
             parts.append(f"{self.severity} suspicious")
         parts.append(f"regions {self.places()}")
         if self.reference is not None:
-            parts.append(f"reference {self.reference.name}")
+            parts.append(f"reference {self.reference.name or 'of this conversation'}")
         if self.p_value is not None:
             parts.append(f"p {self.p_value:.3f}")
         return "; ".join(parts)

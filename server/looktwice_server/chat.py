@@ -7,7 +7,7 @@ is put into the prompt behind the image.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Self
 
@@ -21,10 +21,22 @@ from looktwice_server.body import shown
 from looktwice_server.errors import RequestError
 from looktwice_server.inspections import Crops, Finding, Inspections
 from looktwice_server.messages import checked_messages, count_images
-from looktwice_server.schemas import InspectionOptions
+from looktwice_server.processor import compare
+from looktwice_server.references import References
+from looktwice_server.schemas import InspectionOptions, ReferenceVersion
 from looktwice_server.settings import Settings
 
+
+@dataclass(frozen=True)
+class Inspected:
+    """What was found on a request's images."""
+
+    findings: dict[int, Finding]  # by the image's number, without the images that are references
+    reference: ReferenceVersion | None
+
+
 REFUSED_KEYS = ("mm_processor_kwargs", "media_io_kwargs", "prompt_embeds")
+INLINE_NAME = "the pictures shown as they should be"
 REFUSED_WITH_IMAGES = ("echo", "truncate_prompt_tokens")
 
 
@@ -32,7 +44,7 @@ class ChatRequest(ChatCompletionRequest):
     """vLLM's request with our key in it."""
 
     inspection: InspectionOptions = InspectionOptions()
-    _findings: list[Finding] = PrivateAttr(default_factory=list)
+    _inspected: "Inspected" = PrivateAttr(default_factory=lambda: Inspected({}, None))
 
     @model_validator(mode="before")
     @classmethod
@@ -91,15 +103,23 @@ class InspectingChat(OpenAIServingChat):
     """vLLM's chat handler that inspects every image before the model talks."""
 
     inspections: Inspections
+    references: References
     image_token_id: int
     max_images: int
 
     @classmethod
-    def around(cls, stock: OpenAIServingChat, inspections: Inspections, max_images: int) -> Self:
+    def around(
+        cls,
+        stock: OpenAIServingChat,
+        inspections: Inspections,
+        references: References,
+        max_images: int,
+    ) -> Self:
         """The stock handler with all its settings, inspecting."""
         chat = object.__new__(cls)
         chat.__dict__.update(stock.__dict__)
         chat.inspections = inspections
+        chat.references = references
         chat.image_token_id = stock.model_config.hf_config.image_token_index
         chat.max_images = max_images
         return chat
@@ -110,11 +130,14 @@ class InspectingChat(OpenAIServingChat):
         if isinstance(rendered, ErrorResponse):
             return rendered
         conversation, [engine_input] = rendered
-        findings = await self.inspect_images(engine_input)
+        options = InspectionOptions()
         if isinstance(request, ChatRequest):
-            request._findings = findings
-            if findings and request.inspection.grounding:
-                self._tell(engine_input, findings)
+            options = request.inspection
+        inspected = await self.inspect_images(engine_input, options)
+        if isinstance(request, ChatRequest):
+            request._inspected = inspected
+            if inspected.findings and options.grounding:
+                self._tell(engine_input, inspected)
         return conversation, [engine_input]
 
     async def render(self, request: ChatCompletionRequest) -> Any:
@@ -123,12 +146,11 @@ class InspectingChat(OpenAIServingChat):
         check_keys(request.__dict__ | (request.model_extra or {}))
         return await super().render_chat_request(request)
 
-    async def inspect_images(self, engine_input: Any) -> list[Finding]:
-        """The findings of a rendered prompt's images, in order of appearance.
+    def crops(self, engine_input: Any) -> list[Crops]:
+        """The crops of a rendered prompt's images, in order of appearance.
 
         Raises:
             RequestError: an image token in the prompt belongs to no image.
-            ExpertUnavailable: the worker could not inspect.
         """
         hashes = (engine_input.get("mm_hashes") or {}).get("image", [])
         places = (engine_input.get("mm_placeholders") or {}).get("image", [])
@@ -137,25 +159,66 @@ class InspectingChat(OpenAIServingChat):
             raise RequestError(
                 "the tools or other keys must not spell out <image>", param="messages"
             )
-        if not hashes:
-            return []
-        crops = map(_crops, hashes, engine_input["mm_kwargs"]["image"])
-        return await asyncio.gather(*map(self.inspections.inspect, crops))
+        return list(map(_crops, hashes, engine_input["mm_kwargs"]["image"] if hashes else ()))
 
-    def _tell(self, engine_input: Any, findings: list[Finding]) -> None:
-        """Put the facts sentence of each image behind it."""
+    async def inspect_images(self, engine_input: Any, options: InspectionOptions) -> Inspected:
+        """The findings of a rendered prompt's images; the prompt's are then compared as they were.
+
+        Raises:
+            RequestError: the reference cannot be used, or an image token belongs to no image.
+            ExpertUnavailable: the worker could not inspect.
+        """
+        images = dict(enumerate(self.crops(engine_input)))
+        reference = await self._reference(options, images)
+        if reference is not None:
+            items, hashes = engine_input["mm_kwargs"], engine_input["mm_hashes"]
+            for index in images.keys() - set(options.reference_images):
+                images[index] = images[index].compared(reference.version)
+                hashes["image"][index] = images[index].mm_hash
+                compare(items["image"][index], images[index].mm_hash)
+        chosen = [index for index in images if index not in options.reference_images]
+        findings = await asyncio.gather(
+            *(self.inspections.inspect(images[index]) for index in chosen)
+        )
+        return Inspected(dict(zip(chosen, findings, strict=True)), reference)
+
+    async def _reference(
+        self, options: InspectionOptions, images: dict[int, Crops]
+    ) -> ReferenceVersion | None:
+        """What the images are compared with.
+
+        Raises:
+            RequestError: it is named twice, unknown, or not among the images.
+        """
+        chosen = options.reference_images
+        if not chosen:
+            return await self.references.resolve(options.reference) if images else None
+        param = "reference_images"
+        if options.reference is not None:
+            raise RequestError("give reference or reference_images, not both", param=param)
+        if unknown := [index for index in chosen if index not in images]:
+            raise RequestError(
+                f"reference_images names image {unknown[0]}, the messages hold {len(images)} "
+                "(counted from 0)",
+                param=param,
+            )
+        return await self.references.of_conversation(
+            [images[index] for index in sorted(set(chosen))]
+        )
+
+    def _tell(self, engine_input: Any, inspected: Inspected) -> None:
+        """Put the facts sentence of each inspected image behind it."""
+        reference = inspected.reference
+        name = None if reference is None else reference.name or INLINE_NAME
+        sentences = [
+            facts_sentence(found.verdict, [region.position for region in found.regions], name)
+            if (found := inspected.findings.get(index)) is not None
+            else ""
+            for index in range(len(engine_input["mm_placeholders"]["image"]))
+        ]
         encode = self.renderer.tokenizer.encode
         insert_behind_images(
-            engine_input,
-            [
-                encode(
-                    facts_sentence(
-                        finding.verdict, [region.position for region in finding.regions]
-                    ),
-                    add_special_tokens=False,
-                )
-                for finding in findings
-            ],
+            engine_input, [encode(line, add_special_tokens=False) for line in sentences]
         )
         length, limit = len(engine_input["prompt_token_ids"]), self.model_config.max_model_len
         if length >= limit:

@@ -4,9 +4,11 @@ RequestError (400)
 ├── PictureError (400)          what was sent is no picture that can be judged
 ├── UnknownModel (404)          another model's name
 ├── UnknownReference (404)      no reference of that name
+├── ReferenceOutdated (409)     the reference was made with other weights, or its file is broken
 ├── BodyTooLarge (413)          more bytes than the server takes
 ├── UnsupportedMediaType (415)  the body is not said to be JSON
-└── ExpertUnavailable (503)     the worker could not inspect now
+├── ExpertUnavailable (503)     the worker could not inspect now
+└── StoreFull (507)             the references' disk or list is full
 SettingsError                 the server cannot start like this
 """
 
@@ -44,6 +46,18 @@ class UnknownReference(RequestError):  # noqa: N818
     """No reference of that name."""
 
     status = HTTPStatus.NOT_FOUND
+
+
+class ReferenceOutdated(RequestError):  # noqa: N818
+    """The reference cannot be used as it is on disk; adding it again helps."""
+
+    status = HTTPStatus.CONFLICT
+
+
+class StoreFull(RequestError):  # noqa: N818
+    """There is no room for another reference."""
+
+    status = HTTPStatus.INSUFFICIENT_STORAGE
 
 
 class BodyTooLarge(RequestError):  # noqa: N818
@@ -90,7 +104,8 @@ async def http_error_response(request: Request, error: Exception) -> JSONRespons
     """The answer to a path or method that is not served."""
     assert isinstance(error, HTTPException)
     served = (
-        "this server answers POST /v1/chat/completions, POST /v1/inspections and GET /v1/models"
+        "this server answers POST /v1/chat/completions, POST /v1/inspections, "
+        "GET /v1/references and GET /v1/models"
     )
     message = f"{request.method} {request.url.path[:100]} is not served; {served}"
     if error.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):

@@ -26,8 +26,8 @@ from looktwice_adapters.anomaly_prompt import ADVERBS, Adverb, adverb_index
 from looktwice_adapters.expert import Calibration
 from looktwice_adapters.facts import Verdict
 from looktwice_server import metrics, schemas
-from looktwice_server.errors import ExpertUnavailable
-from looktwice_server.processor import crop_grid, image_key
+from looktwice_server.errors import ExpertUnavailable, ReferenceOutdated
+from looktwice_server.processor import against, crop_grid, image_key
 from looktwice_server.settings import Settings
 
 THRESHOLD = 0.5  # of a calibrated score
@@ -42,6 +42,11 @@ class Crops:
     mm_hash: str
     pixels: Tensor  # (B, 3, S, S)
     size: tuple[int, int]  # (width, height) of the upright picture
+    version: str | None = None  # of the reference that it is compared with
+
+    def compared(self, version: str) -> "Crops":
+        """The same picture, to be compared with a version of a reference."""
+        return replace(self, mm_hash=against(self.mm_hash, version), version=version)
 
 
 @dataclass(frozen=True)
@@ -49,18 +54,19 @@ class Finding:
     """What was found on a picture."""
 
     score: float  # calibrated, [0, 1]
+    verdict: Verdict
     severity: Adverb
     anomaly_map: NDArray[np.uint8]  # (H, W), 255 * calibrated score
     regions: tuple[Region, ...]
     size: tuple[int, int]
-
-    @property
-    def verdict(self) -> Verdict:
-        """Normal or anomalous, by the threshold."""
-        return "anomalous" if self.score >= THRESHOLD else "normal"
+    p_value: float | None = None  # against a reference
 
     def inspection(self, **context: Any) -> schemas.Inspection:
-        """This finding as the answer to a request (`image`, `model`, `expert`, `with_map`)."""
+        """This finding as the answer to a request.
+
+        Args:
+            context: `image`, `model`, `expert`, `reference` and `with_map`.
+        """
         with_map = context.pop("with_map")
         return schemas.Inspection(
             id=f"insp_{uuid.uuid4().hex}",
@@ -74,8 +80,7 @@ class Finding:
                 )
                 for region in self.regions
             ],
-            reference=None,
-            p_value=None,
+            p_value=self.p_value,
             width=self.size[0],
             height=self.size[1],
             map=schemas.AnomalyMap(png=_png(self.anomaly_map)) if with_map else None,
@@ -122,16 +127,17 @@ class Inspections:
             return finding
         if crops.mm_hash not in self._waiting:
             future = asyncio.get_running_loop().create_future()
-            self._waiting[crops.mm_hash] = (self._own_crops(crops), future)
+            self._waiting[crops.mm_hash] = (self.own_crops(crops), future)
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._work())
         # Shielded: whoever else waits for this picture keeps waiting when one client goes away.
         try:
             return await asyncio.shield(self._waiting[crops.mm_hash][1])
-        except ExpertUnavailable as error:
-            raise ExpertUnavailable(str(error)) from error  # each caller adds to its own
+        except (ExpertUnavailable, ReferenceOutdated) as error:
+            # Each caller adds to its own.
+            raise type(error)(str(error), param=error.param) from error
 
-    def _own_crops(self, crops: Crops) -> Crops:
+    def own_crops(self, crops: Crops) -> Crops:
         """The crops without the empty ones that pad a smaller grid to that of its neighbours."""
         width, height = crops.size
         rows, columns = crop_grid(self._hf_config, width=width, height=height)
@@ -144,10 +150,14 @@ class Inspections:
                 await self._inspect_batch(batch)
             except Exception as error:
                 for crops, future in batch:
-                    self._waiting.pop(crops.mm_hash, None)
-                    if not future.done():
-                        future.set_exception(error)
-                        future.exception()  # seen: the client may have gone away
+                    self._fail(crops.mm_hash, future, error)
+
+    def _fail(self, mm_hash: str, future: asyncio.Future[Finding], error: Exception) -> None:
+        """Tell who waits for a picture why it could not be inspected."""
+        self._waiting.pop(mm_hash, None)
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # seen: the client may have gone away
 
     def _next_batch(self) -> list[tuple[Crops, asyncio.Future[Finding]]]:
         """Those who wait longest, up to the number of crops of one call, at least one picture."""
@@ -163,12 +173,15 @@ class Inspections:
     async def _inspect_batch(self, batch: list[tuple[Crops, asyncio.Future[Finding]]]) -> None:
         """One call to the worker, then one finding for each picture."""
         start = time.perf_counter()
-        answers = await self._ask([_payload(crops) for crops, _ in batch])
+        answers = await self._ask([payload(crops) for crops, _ in batch])
         metrics.EXPERT_SECONDS.observe(time.perf_counter() - start)
         records = answers[0]  # of the first tensor-parallel rank; all ranks say the same
         if isinstance(records, str):
             raise ExpertUnavailable(records)
         for (crops, future), record in zip(batch, records, strict=True):
+            if "broken_reference" in record:
+                self._fail(crops.mm_hash, future, _outdated())
+                continue
             finding = await asyncio.to_thread(self._find, crops, record)
             self._known[crops.mm_hash] = finding
             self._waiting.pop(crops.mm_hash)
@@ -197,31 +210,42 @@ class Inspections:
         significance = torch.frombuffer(
             bytearray(record["significance"]), dtype=torch.float32
         ).view(record["shape"])
-        width, height = crops.size
-        raw = torch.tensor(record["score"])
-        score = float(self._calibration.score(raw.double(), significance))
-        anomaly_map = self._calibration.map(
-            stitch(
-                significance,
-                crop_grid(self._hf_config, width=width, height=height),
-                crops.size,
-                self._hf_config.vision_config.image_size,
-            )
-        ).numpy()
-        finding = Finding(
+        raw = torch.tensor(record["score"], dtype=torch.float32)
+        whole = stitch(
+            significance,
+            crop_grid(self._hf_config, width=crops.size[0], height=crops.size[1]),
+            crops.size,
+            self._hf_config.vision_config.image_size,
+        )
+        verdict: Verdict | None = record["verdict"]
+        if verdict is None:  # against a reference all is calibrated already
+            score = float(self._calibration.score(raw.double(), significance))
+            verdict = "anomalous" if score >= THRESHOLD else "normal"
+            whole = self._calibration.map(whole)
+        else:
+            score = record["score"]
+        anomaly_map = whole.numpy()
+        regions: list[Region] = []
+        if verdict == "anomalous":
+            regions = find_regions(anomaly_map, crops.size, at_least_one=True)
+        return Finding(
             score,
+            verdict,
             ADVERBS[int(adverb_index(raw))],
             np.round(anomaly_map * 255).astype(np.uint8),
-            (),
+            tuple(regions),
             crops.size,
+            record["p_value"],
         )
-        if finding.verdict == "normal":
-            return finding
-        regions = find_regions(anomaly_map, crops.size, at_least_one=True)
-        return replace(finding, regions=tuple(regions))
 
 
-def _payload(crops: Crops) -> dict[str, Any]:
+def _outdated() -> ReferenceOutdated:
+    return ReferenceOutdated(
+        "the reference is broken or gone on the server's disk; add it again", param="reference"
+    )
+
+
+def payload(crops: Crops) -> dict[str, Any]:
     """A picture's crops in the types that vLLM's calls carry."""
     pixels = crops.pixels.contiguous()
     return {
@@ -230,4 +254,5 @@ def _payload(crops: Crops) -> dict[str, Any]:
         "dtype": str(pixels.dtype).removeprefix("torch."),
         "shape": list(pixels.shape),
         "size": [crops.size[1], crops.size[0]],
+        "reference": crops.version,
     }

@@ -106,6 +106,7 @@ def prepare_environment(settings: Settings) -> None:
     named = os.environ.get("VLLM_PLUGINS", "").split(",")
     os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*filter(None, named), *PLUGINS]))
     os.environ["VLLM_MEDIA_CONNECTOR"] = "looktwice"
+    os.environ["LOOKTWICE_REFERENCES"] = str(settings.references)
     os.environ["VLLM_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
     os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")

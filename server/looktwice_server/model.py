@@ -5,6 +5,7 @@ published order, and the record (score, significance map) that the API side turn
 inspection.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -23,22 +24,29 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from looktwice_adapters.anomaly_prompt import adverb_index, append_prompt
 from looktwice_adapters.checkpoint import read_expert
 from looktwice_adapters.expert import AnomalyExpert, ExpertOutput
+from looktwice_adapters.few_shot import FewShotJudgement, Looked, Reference, look
 from looktwice_server.processor import (
     IMAGE_KEY,
+    VERSION_KEY,
     LookTwiceMultiModalProcessor,
     LookTwiceProcessingInfo,
     crop_grid,
+    version_in,
 )
+from looktwice_server.reference_store import LoadedReferences, ReferenceStore
 from looktwice_server.settings import Settings
 from looktwice_server.weights import ExpertSection
+
+logger = logging.getLogger(__name__)
 
 
 class Encoded(NamedTuple):
     """One image, encoded."""
 
     embeddings: Tensor  # (T, D): AnyRes features and anomaly prompt
-    score: float  # the head's raw score
-    significance: Tensor  # (B, h, w) float32, the crops' maps
+    score: float  # the head's raw score; against a reference the calibrated one of both
+    significance: Tensor  # (B, h, w) float32, the crops' maps, calibrated against a reference
+    judgement: FewShotJudgement | None  # against a reference
 
 
 def exact_pixels(pixels: Tensor) -> Tensor:
@@ -99,7 +107,13 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         self.register_buffer(
             "phrase_token_ids", torch.tensor(self.section.phrase_token_ids), persistent=False
         )
-        self.cache = EmbeddingCache(Settings.from_environment().embeddings_cached_mb * 2**20)
+        settings = Settings.from_environment()
+        self.cache = EmbeddingCache(settings.embeddings_cached_mb * 2**20)
+        self.references = LoadedReferences(
+            ReferenceStore(settings.references, settings.max_references),
+            vllm_config.device_config.device,
+            settings.references_cached_mb * 2**20,
+        )
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the checkpoint, then the expert's own file."""
@@ -128,9 +142,21 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         encoded = self.encode(
             [inputs["pixel_values"][i] for i in missing],
             [inputs["image_sizes"][i].tolist() for i in missing],
+            [self._known_reference(version_in(kwargs[VERSION_KEY][i])) for i in missing],
         )
         found |= {i: image.embeddings for i, image in zip(missing, encoded, strict=True)}
         return [found[i] for i in range(len(keys))]
+
+    def _known_reference(self, version: str | None) -> Reference | None:
+        """The reference of a version; None where it cannot be had any more, which is logged."""
+        if version is None:
+            return None
+        try:
+            return self.references.get(version)
+        except Exception:
+            # Its inspection is long answered; only its evicted embeddings are made again.
+            logger.exception("reference version %s is gone; encoding without it", version)
+            return None
 
     def inspect(self, key: bytes, image: Encoded) -> dict[str, Any]:
         """The record of an encoded image for the API side; its embeddings are kept for the chat."""
@@ -140,17 +166,30 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
             "score": image.score,
             "shape": list(significance.shape),
             "significance": significance.numpy().tobytes(),
+            "p_value": None if image.judgement is None else image.judgement.p_value,
+            "verdict": None if image.judgement is None else image.judgement.verdict,
         }
 
     @torch.inference_mode()
+    def look(self, pixels: Tensor) -> Looked:
+        """What few-shot detection needs of one image's crops (B, 3, S, S)."""
+        levels, final, _ = self._features(pixels, [len(pixels)])
+        significance = self.anomaly_expert.significance_map(levels, final, [len(pixels)])
+        return look(self.anomaly_expert, levels, significance, self.section.config.calibration)
+
+    @torch.inference_mode()
     def encode(
-        self, pixel_values: Sequence[Tensor], image_sizes: Sequence[Sequence[int]]
+        self,
+        pixel_values: Sequence[Tensor],
+        image_sizes: Sequence[Sequence[int]],
+        references: Sequence[Reference | None],
     ) -> list[Encoded]:
         """Look at some images, once.
 
         Args:
             pixel_values: of each image (B, 3, S, S), the base view first.
             image_sizes: (height, width) of each image before AnyRes.
+            references: what each image is compared with, if anything.
         """
         if not pixel_values:
             return []
@@ -161,7 +200,7 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
             for pixels, (rows, columns) in zip(pixel_values, grids, strict=True)
         ]
         counts = [len(pixels) for pixels in crops]
-        tokens, output = self._look(torch.cat(crops), counts)
+        tokens, output, judgements = self._judge(torch.cat(crops), counts, references)
         features = self.multi_modal_projector(tokens).split(counts)
         prompts = self._prompts(tokens, output, counts)
         scores = output.score.tolist()
@@ -181,22 +220,47 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
                 ),
                 scores[i],
                 significance[i],
+                judgements[i],
             )
             for i in range(len(crops))
         ]
 
-    def _look(self, pixels: Tensor, counts: list[int]) -> tuple[Tensor, ExpertOutput]:
-        """The LLM tower's final tokens (B, N, C) and what the expert says of the crops."""
+    def _judge(
+        self, pixels: Tensor, counts: list[int], references: Sequence[Reference | None]
+    ) -> tuple[Tensor, ExpertOutput, list[FewShotJudgement | None]]:
+        """The LLM tower's final tokens (B, N, C) and what expert and references say of the crops.
+
+        Against a reference the fused map selects the tokens and the fused score takes the head's
+        place, so that the language model sees what the references say.
+        """
+        levels, final, tokens = self._features(pixels, counts)
+        expert, calibration = self.anomaly_expert, self.section.config.calibration
+        significance = expert.significance_map(levels, final, counts)
+        maps = list(significance.split(counts))
+        judgements: list[FewShotJudgement | None] = [None] * len(counts)
+        split = list(zip(*(level.split(counts) for level in levels), strict=True))
+        for i, reference in enumerate(references):
+            if reference is not None:
+                judged = reference.judge(look(expert, list(split[i]), maps[i], calibration))
+                maps[i], judgements[i] = judged.anomaly_map, judged
+        output = expert.look_again(final, torch.cat(maps), counts)
+        scores = [
+            own if judged is None else own.new_tensor(judged.score)
+            for own, judged in zip(output.score, judgements, strict=True)
+        ]
+        return tokens, output._replace(score=torch.stack(scores)), judgements
+
+    def _features(self, pixels: Tensor, counts: list[int]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The expert's levels and final tokens, float32, and the LLM tower's final tokens."""
         pixels = pixels.to(self.image_newline.dtype)
         tower = self.section.config.tower
         if tower.name != "llm":
             tokens = self._image_pixels_to_features(self.vision_tower, pixels)
-            return tokens, self.anomaly_expert(*self._own_features(pixels, counts), counts)
+            return *self._own_features(pixels, counts), tokens
         layers = [*tower.levels, tower.final]
         stacked = self.vision_tower(pixels, select_layers=layers, feature_select_strategy="full")
         *levels, tokens = stacked.chunk(len(layers), dim=-1)
-        output = self.anomaly_expert([level.float() for level in levels], tokens.float(), counts)
-        return tokens, output
+        return [level.float() for level in levels], tokens.float(), tokens
 
     def _own_features(self, pixels: Tensor, counts: list[int]) -> tuple[list[Tensor], Tensor]:
         """Levels and final tokens of the expert's own tower."""

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.models.llava_onevision.modeling_llava_onevision import (
     get_anyres_image_grid_shape,
 )
@@ -24,6 +25,7 @@ from vllm.multimodal.inputs import (
     MultiModalBatchedField,
     MultiModalFieldConfig,
     MultiModalFieldElem,
+    MultiModalKwargsItem,
     MultiModalKwargsItems,
 )
 from vllm.multimodal.parse import ImageSize
@@ -33,6 +35,8 @@ from looktwice_adapters.anomaly_prompt import prompt_length
 
 IMAGE_KEY = "image_key"
 KEY_BYTES = 16
+VERSION_KEY = "reference_version"
+VERSION_BYTES = 8
 
 
 def crop_grid(hf_config: Any, *, width: int, height: int) -> tuple[int, int]:
@@ -67,6 +71,30 @@ def fitting_sizes(hf_config: Any) -> set[ImageSize]:
 def image_key(mm_hash: str) -> bytes:
     """The key under which the worker keeps what it encoded of an image (16 bytes)."""
     return blake2b(mm_hash.encode(), digest_size=KEY_BYTES).digest()
+
+
+def against(mm_hash: str, version: str) -> str:
+    """The identity of an image that is compared with a version of a reference.
+
+    All caches are keyed by it: what was made against one version is never taken for another's.
+    """
+    return f"{mm_hash}.{version}"
+
+
+def version_in(data: Tensor) -> str | None:
+    """The reference's version that an image carries; None where it is compared with none."""
+    version = bytes(data.tolist()).hex()
+    return version if version.strip("0") else None
+
+
+def compare(item: MultiModalKwargsItem, mm_hash: str) -> None:
+    """Put an image's key, and the version in its identity, beside its crops."""
+    field = MultiModalBatchedField(keep_on_cpu=True)
+    version = mm_hash.partition(".")[2] or "00" * VERSION_BYTES
+    # vLLM hands over tensors only.
+    for name, data in ((IMAGE_KEY, image_key(mm_hash)), (VERSION_KEY, bytes.fromhex(version))):
+        value = torch.tensor(list(data), dtype=torch.uint8)
+        item[name] = MultiModalFieldElem(data=value, field=field)
 
 
 class LookTwiceProcessingInfo(LlavaOnevisionProcessingInfo):
@@ -109,7 +137,7 @@ class LookTwiceMultiModalProcessor(LlavaOnevisionMultiModalProcessor):
     ) -> Mapping[str, MultiModalFieldConfig]:
         fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
         key = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
-        return {**fields, IMAGE_KEY: key}
+        return {**fields, IMAGE_KEY: key, VERSION_KEY: key}
 
     def _get_mm_hashes(self, inputs: ProcessorInputs) -> MultiModalHashes:
         """An image's identity is its content, whatever caches vLLM is run with.
@@ -141,9 +169,6 @@ class LookTwiceMultiModalProcessor(LlavaOnevisionMultiModalProcessor):
 
 def _add_keys(kwargs: MultiModalKwargsItems, mm_hashes: list[str]) -> None:
     """Put the key beside each image's crops."""
-    field = MultiModalBatchedField(keep_on_cpu=True)
     for item, mm_hash in zip(kwargs.get("image", ()), mm_hashes, strict=True):
         if item is not None:
-            # vLLM hands over tensors only.
-            key = torch.tensor(list(image_key(mm_hash)), dtype=torch.uint8)
-            item[IMAGE_KEY] = MultiModalFieldElem(data=key, field=field)
+            compare(item, mm_hash)

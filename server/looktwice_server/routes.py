@@ -6,7 +6,6 @@ pass the checks by; it answers 404.
 
 import asyncio
 from argparse import Namespace
-from itertools import count
 from typing import Any
 
 import torch
@@ -32,12 +31,22 @@ from looktwice_server.chat import ChatRequest, InspectingChat, begun, with_inspe
 from looktwice_server.errors import (
     RequestError,
     UnknownModel,
-    UnknownReference,
     http_error_response,
     request_error_response,
 )
-from looktwice_server.inspections import Finding, Inspections
-from looktwice_server.schemas import Inspection, InspectionList, InspectionsRequest
+from looktwice_server.inspections import Crops, Finding, Inspections
+from looktwice_server.reference_store import ReferenceStore, checked_name
+from looktwice_server.references import References, in_base64
+from looktwice_server.schemas import (
+    Inspection,
+    InspectionList,
+    InspectionsRequest,
+    Reference,
+    ReferenceDeleted,
+    ReferenceList,
+    ReferenceRequest,
+    ReferenceVersion,
+)
 from looktwice_server.settings import Settings
 from looktwice_server.weights import ExpertSection
 
@@ -59,7 +68,7 @@ router = APIRouter(route_class=CheckedRoute, tags=[TAG])
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """OpenAI's chat completion, with `inspections` of its images."""
     state = raw_request.app.state
-    refuse_unknown_reference(request.inspection.reference)
+    await state.looktwice.references.resolve(request.inspection.reference)
     try:
         answer = await state.looktwice.chat.create_chat_completion(request, raw_request)
     except GenerationError as error:
@@ -72,8 +81,10 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
     if isinstance(answer, ErrorResponse):
         return JSONResponse(answer.model_dump(), status_code=answer.error.code)
     inspections = [
-        state.looktwice.answer("chat", finding, image, with_map=request.inspection.map).model_dump()
-        for image, finding in enumerate(request._findings)
+        state.looktwice.answer(
+            "chat", finding, image, request._inspected.reference, with_map=request.inspection.map
+        ).model_dump()
+        for image, finding in request._inspected.findings.items()
     ]
     if isinstance(answer, ChatCompletionResponse):
         return JSONResponse(answer.model_dump() | {"inspections": inspections})
@@ -92,7 +103,6 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
 async def create_inspections(request: InspectionsRequest, raw_request: Request) -> InspectionList:
     """Inspect pictures without the language model."""
     looktwice: LookTwice = raw_request.app.state.looktwice
-    refuse_unknown_reference(request.reference)
     looktwice.check_model(request.model)
     if len(request.images) > looktwice.settings.max_images:
         raise RequestError(
@@ -100,23 +110,54 @@ async def create_inspections(request: InspectionsRequest, raw_request: Request) 
             f"got {len(request.images)}; send fewer",
             param="images",
         )
-    findings = await asyncio.gather(*map(looktwice.find, request.images, count()))
+    reference = await looktwice.references.resolve(request.reference)
+    findings = await asyncio.gather(
+        *(looktwice.find(url, index, reference) for index, url in enumerate(request.images))
+    )
     return InspectionList(
         model=looktwice.model_name,
         data=[
-            looktwice.answer("inspections", finding, image, with_map=request.map)
+            looktwice.answer("inspections", finding, image, reference, with_map=request.map)
             for image, finding in enumerate(findings)
         ],
     )
 
 
-def refuse_unknown_reference(name: str | None) -> None:
-    """Raise UnknownReference for any name: there are no references yet."""
-    if name is not None:
-        raise UnknownReference(
-            f"no reference named {name!r} on this server; leave the key out to inspect without",
-            param="reference",
-        )
+@router.put("/v1/references/{name}")
+@with_cancellation
+async def put_reference(name: str, request: ReferenceRequest, raw_request: Request) -> Reference:
+    """Make a reference of good pictures, or replace the one of that name."""
+    looktwice: LookTwice = raw_request.app.state.looktwice
+    card = await looktwice.references.add(checked_name(name), request, looktwice.crops)
+    return Reference(**card)
+
+
+@router.get("/v1/references")
+async def list_references(raw_request: Request) -> ReferenceList:
+    """All references, by name."""
+    looktwice: LookTwice = raw_request.app.state.looktwice
+    cards = await asyncio.to_thread(looktwice.references.store.cards)
+    return ReferenceList(model=looktwice.model_name, data=[Reference(**card) for card in cards])
+
+
+@router.get("/v1/references/{name}")
+async def get_reference(name: str, raw_request: Request, thumbnails: bool = False) -> Reference:
+    """One reference; `?thumbnails=true` brings its pictures, small."""
+    store = raw_request.app.state.looktwice.references.store
+    card = await asyncio.to_thread(store.card, name)
+    pictures = None
+    if thumbnails:
+        kept = await asyncio.to_thread(store.thumbnails, name, card["version"])
+        pictures = in_base64(kept)
+    return Reference(**card, thumbnails=pictures)
+
+
+@router.delete("/v1/references/{name}")
+async def delete_reference(name: str, raw_request: Request) -> ReferenceDeleted:
+    """Take a reference away; requests under way with it end with it."""
+    store = raw_request.app.state.looktwice.references.store
+    await asyncio.to_thread(store.remove, name)
+    return ReferenceDeleted(name=name)
 
 
 class LookTwice:
@@ -133,7 +174,14 @@ class LookTwice:
         inspections = Inspections(rpc, hf_config, section.config.calibration, settings)
         self.settings = settings
         self.expert = file_hash(section.weights)
-        self.chat = InspectingChat.around(chat, inspections, settings.max_images)
+        self.references = References(
+            ReferenceStore(settings.references, settings.max_references),
+            rpc,
+            inspections,
+            self.expert,
+            settings,
+        )
+        self.chat = InspectingChat.around(chat, inspections, self.references, settings.max_images)
 
     @property
     def model_name(self) -> str:
@@ -147,32 +195,57 @@ class LookTwice:
                 f"the model {name!r} is not served here, {self.model_name!r} is", param="model"
             )
 
-    async def find(self, url: str, index: int) -> Finding:
-        """Inspect the picture behind a URL or data URI.
+    async def crops(self, url: str) -> Crops:
+        """The crops of the picture behind a URL or data URI.
 
         Raises:
-            RequestError: it cannot be had or inspected; the message names its index.
+            RequestError: it cannot be had.
         """
         request = ChatRequest(
             messages=[
                 {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
             ]
         )
-        try:
-            _, [engine_input] = await self.chat.render(request)
-            [finding] = await self.chat.inspect_images(engine_input)
-        except RequestError as error:
-            error.args = (f"images[{index}]: {error}",)
-            error.param = "images"
-            raise
-        return finding
+        _, [engine_input] = await self.chat.render(request)
+        [crops] = self.chat.crops(engine_input)
+        return crops
 
-    def answer(self, route: str, finding: Finding, image: int, *, with_map: bool) -> Inspection:
+    async def find(self, url: str, index: int, reference: ReferenceVersion | None) -> Finding:
+        """Inspect the picture behind a URL or data URI.
+
+        Raises:
+            RequestError: it cannot be had or inspected; the message names its index.
+        """
+        try:
+            crops = await self.crops(url)
+            if reference is not None:
+                crops = crops.compared(reference.version)
+            return await self.chat.inspections.inspect(crops)
+        except RequestError as error:
+            if error.param != "reference":
+                error.args = (f"images[{index}]: {error}",)
+                error.param = "images"
+            raise
+
+    def answer(
+        self,
+        route: str,
+        finding: Finding,
+        image: int,
+        reference: ReferenceVersion | None,
+        *,
+        with_map: bool,
+    ) -> Inspection:
         """The inspection that a request gets, counted."""
         metrics.INSPECTIONS.labels(route, finding.verdict).inc()
-        metrics.SCORES.labels("").observe(finding.score)
+        product = "" if reference is None else reference.name or ""
+        metrics.SCORES.labels(product).observe(finding.score)
         return finding.inspection(
-            image=image, model=self.model_name, expert=self.expert, with_map=with_map
+            image=image,
+            model=self.model_name,
+            expert=self.expert,
+            reference=reference,
+            with_map=with_map,
         )
 
 

@@ -23,6 +23,8 @@ class InspectionOptions(Strict):
 
     reference: str | None = None
     """Name of the reference to compare with."""
+    reference_images: list[Annotated[int, Field(ge=0)]] = []
+    """Numbers of this conversation's pictures, from 0, that show the product as it should be."""
     map: bool = False
     """Whether each inspection carries its anomaly map."""
     grounding: bool = True
@@ -42,6 +44,61 @@ class InspectionsRequest(Strict):
     """The served model's name, to be sure of it."""
 
 
+class ReferenceRequest(Strict):
+    """The body of `PUT /v1/references/{name}`."""
+
+    images: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    """Good pictures: http(s) URLs or base64 data URIs."""
+    false_alarm_rate: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
+    """Share of good parts that may be called anomalous."""
+    calibration_images: list[Annotated[str, Field(min_length=1)]] = []
+    """More good ones, which only set the threshold."""
+    defect_images: list[Annotated[str, Field(min_length=1)]] = []
+    """Known defects, which may only lower it."""
+    augment: bool = False
+    """Whether turned and mirrored copies belong to the reference too."""
+
+
+class Reference(Strict):
+    """A product's normal images, and what they promise."""
+
+    object: Literal["reference"] = "reference"
+    name: str
+    version: str
+    """Hash of the content."""
+    images: int
+    patches: int
+    """Size of the memory bank."""
+    false_alarm_rate: Unit
+    """What was asked for."""
+    promised_rate: Unit
+    """What so few pictures can promise."""
+    threshold: float
+    """Of the evidence: the mean of a picture's strongest patches."""
+    created: int
+    expert: str
+    """Hash of the expert's weights."""
+    warnings: list[str]
+    thumbnails: list[str] | None = None
+    """Base64 JPEGs, where they were asked for."""
+
+
+class ReferenceList(Strict):
+    """The answer of `GET /v1/references`."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Reference]
+
+
+class ReferenceDeleted(Strict):
+    """The answer of `DELETE /v1/references/{name}`."""
+
+    object: Literal["reference.deleted"] = "reference.deleted"
+    name: str
+    deleted: bool = True
+
+
 class Region(Strict):
     """A connected part of the anomaly map."""
 
@@ -58,7 +115,7 @@ class Region(Strict):
 class ReferenceVersion(Strict):
     """The reference an image was compared with."""
 
-    name: str
+    name: str | None  # null: pictures of the conversation itself
     version: str
 
 

@@ -4,18 +4,26 @@ The launcher writes them before any process starts, so that all processes read t
 """
 
 import os
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
 
 from looktwice_server.errors import SettingsError
 
 _PREFIX = "LOOKTWICE_"
 
 
+def _data_home() -> Path:
+    """Where this user's programs keep their data (XDG base directories)."""
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "looktwice" / "references"
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Limits, each set by an environment variable `LOOKTWICE_<NAME>`."""
+    """Limits and places, each set by an environment variable `LOOKTWICE_<NAME>`."""
 
+    references: Path = field(default_factory=_data_home)  # folder, shared by all processes
     max_images: int = 16  # pictures a request
     max_request_mb: int = 256  # of one request's body; base64 makes pictures a third larger
     max_pixels: int = 50_000_000  # of one picture; a decoded pixel costs 3 bytes and more
@@ -26,6 +34,11 @@ class Settings:
     crops_per_call: int = 40  # crops of all pictures that the worker inspects between two steps
     findings_cached: int = 512  # inspections that an API process remembers
     embeddings_cached_mb: int = 256  # encoder output that a worker keeps for the chat that follows
+    max_references: int = 1000  # names in the store
+    max_reference_images: int = 256  # pictures of one reference, its calibration and defects apart
+    reference_patches: int = 4096  # of one reference's memory bank; more is thinned
+    reference_tokens_mb: int = 2048  # memory for the pictures of one reference while it is made
+    references_cached_mb: int = 512  # memory banks that a worker keeps
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -34,11 +47,14 @@ class Settings:
         Raises:
             SettingsError: a value is not a positive whole number.
         """
-        values = {}
+        values: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
             variable = _PREFIX + name.upper()
             text = os.environ.get(variable)
             if text is None:
+                continue
+            if name == "references":
+                values[name] = Path(text).expanduser().absolute()
                 continue
             if not text.isdecimal() or int(text) < 1:
                 raise SettingsError(f"{variable} must be a positive whole number, got {text!r}")

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class InspectionWorker:
-    """Adds one remote procedure to vLLM's worker."""
+    """Adds two remote procedures to vLLM's worker."""
 
     model_runner: Any  # vLLM's
 
@@ -22,29 +22,85 @@ class InspectionWorker:
         """Encode some images and keep their embeddings for the chat that follows.
 
         Args:
-            images: of each its `key`, its `pixels` as bytes with `dtype` and `shape`, and its
-                `size` (height, width).
+            images: of each its `key`, its `pixels` as bytes with `dtype` and `shape`, its `size`
+                (height, width) and the version of its `reference`, if any.
 
         Returns:
-            A record of each image, or one sentence that says why there is none.
+            A record of each image, or one sentence that says why there is none. The record of an
+            image whose reference cannot be read holds `broken_reference`.
         """
         model = self.model_runner.get_model()
-        device = model.image_newline.device
         try:
+            broken, references = [], []
+            for image in images:
+                try:
+                    version = image["reference"]
+                    references.append(version and model.references.get(version))
+                except Exception:
+                    logger.exception("reference version %s cannot be read", image["reference"])
+                    broken.append(image["key"])
+            whole = [image for image in images if image["key"] not in broken]
             encoded = model.encode(
-                [_tensor(image).to(device) for image in images],
-                [image["size"] for image in images],
+                [self._on_device(image) for image in whole],
+                [image["size"] for image in whole],
+                references,
             )
-            return [
-                model.inspect(image["key"], result)
-                for image, result in zip(images, encoded, strict=True)
-            ]
-        except torch.OutOfMemoryError:
-            logger.exception("no memory to inspect %d pictures", len(images))
-            return "the server is out of memory for this picture now; try again later"
+            records = {
+                image["key"]: model.inspect(image["key"], result)
+                for image, result in zip(whole, encoded, strict=True)
+            }
+            return [records.get(image["key"], {"broken_reference": True}) for image in images]
         except Exception as error:
-            logger.exception("inspection of %d pictures failed", len(images))
-            return f"the worker could not inspect the picture: {type(error).__name__}"
+            return _reason(error, len(images))
+
+    def looktwice_look(self, image: dict[str, Any], turned: bool) -> dict[str, Any] | str:
+        """What a reference keeps of one picture; nothing is remembered here.
+
+        Args:
+            image: as for `looktwice_inspect`.
+            turned: whether the tokens of turned and mirrored copies are wanted too.
+
+        Returns:
+            `tokens` and `copies`, lists of bytes in float16 with their `shapes`, and `suspicion`
+            in float32, or one sentence that says why there is none.
+        """
+        model = self.model_runner.get_model()
+        try:
+            pixels = self._on_device(image)
+            seen = model.look(pixels)
+            copies = [model.look(copy).tokens for copy in turns(pixels)] if turned else []
+            joined = [torch.cat(level) for level in zip(*copies, strict=True)]
+            return {
+                "suspicion": seen.suspicion.float().cpu().numpy().tobytes(),
+                "grid": list(seen.suspicion.shape),
+                "tokens": [_half(level) for level in seen.tokens],
+                "copies": [_half(level) for level in joined],
+            }
+        except Exception as error:
+            return _reason(error, 1)
+
+    def _on_device(self, image: dict[str, Any]) -> Tensor:
+        """The crops of an image where the model is."""
+        return _tensor(image).to(self.model_runner.get_model().image_newline.device)
+
+
+def turns(pixels: Tensor) -> list[Tensor]:
+    """Crops (B, 3, S, S) turned by 90, 180 and 270 degrees, and mirrored (AnomalyGPT's copies)."""
+    return [*(pixels.rot90(quarter, (2, 3)) for quarter in (1, 2, 3)), pixels.flip(3)]
+
+
+def _half(tokens: Tensor) -> tuple[list[int], bytes]:
+    """Shape and bytes of tokens in half precision."""
+    return list(tokens.shape), tokens.half().cpu().contiguous().numpy().tobytes()
+
+
+def _reason(error: Exception, count: int) -> str:
+    """Why some pictures could not be looked at, for the log and for the caller."""
+    if isinstance(error, torch.OutOfMemoryError):
+        logger.error("no memory to inspect %d pictures", count, exc_info=error)
+        return "the server is out of memory for this picture now; try again later"
+    logger.error("inspection of %d pictures failed", count, exc_info=error)
+    return f"the worker could not inspect the picture: {type(error).__name__}"
 
 
 def _tensor(image: dict[str, Any]) -> Tensor:

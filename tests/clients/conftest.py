@@ -72,6 +72,24 @@ def filled(schema: dict[str, Any]) -> str:
     return json.dumps({name: name for name in schema["properties"]})
 
 
+def reference_of(name: str, images: int, rate: float) -> dict[str, Any]:
+    """The wire's reference object."""
+    return {
+        "object": "reference",
+        "name": name,
+        "version": "9f2c",
+        "images": images,
+        "patches": 196 * images,
+        "false_alarm_rate": rate,
+        "promised_rate": max(rate, 1 / (images + 1)),
+        "threshold": -1.5,
+        "created": 1764000000,
+        "expert": "0123abcd",
+        "warnings": ["few"],
+        "thumbnails": None,
+    }
+
+
 class RefusedError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -91,14 +109,36 @@ class WireHandler(BaseHTTPRequestHandler):
         elif self.path == "/v1/models" and self._admitted():
             models = [{"id": self.server.model, "object": "model", "created": 1, "owned_by": "x"}]
             self._json(200, {"object": "list", "data": models})
-        elif self.path == "/v1/references" and self._admitted():
-            names = self.server.references
-            data = [
-                {"object": "reference", "name": n, "version": "9f2c", "images": 8} for n in names
-            ]
-            self._json(200, {"object": "list", "model": self.server.model, "data": data})
+        elif self.path.startswith("/v1/references") and self._admitted():
+            self._references("GET", {})
         else:
             self._error(404, f"no {self.path} here")
+
+    def do_PUT(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append((self.path, body))
+        self._references("PUT", body)
+
+    def do_DELETE(self) -> None:
+        self._references("DELETE", {})
+
+    def _references(self, method: str, body: dict[str, Any]) -> None:
+        """The routes of references; one keeps the first picture as its thumbnail."""
+        path, _, query = self.path.removeprefix("/v1/references").partition("?")
+        name, kept = path.lstrip("/"), self.server.references
+        if method == "PUT":
+            kept[name] = reference_of(name, len(body["images"]), body["false_alarm_rate"])
+        if not name:
+            self._json(200, {"object": "list", "model": "x", "data": list(kept.values())})
+        elif name not in kept:
+            self._error(404, f"no reference named {name}")
+        elif method == "DELETE":
+            del kept[name]
+            self._json(200, {"object": "reference.deleted", "name": name, "deleted": True})
+        else:
+            jpeg = base64.b64encode(encoded(red(9), "JPEG")).decode()
+            thumbnails = [jpeg] * kept[name]["images"] if query else None
+            self._json(200, kept[name] | {"thumbnails": thumbnails})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -212,7 +252,7 @@ class WireServer(ThreadingHTTPServer):
         self.looktwice = True
         self.broken: dict[str, object] = {}
         self.words = ""
-        self.references: list[str] = ["bottle"]
+        self.references: dict[str, dict[str, Any]] = {"bottle": reference_of("bottle", 8, 0.05)}
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.under_way = 0
         self.most_under_way = 0

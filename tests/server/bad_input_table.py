@@ -315,7 +315,39 @@ def routes() -> Iterator[Row]:
         yield Row(path, Sent(path, {"messages": message, "input": message, "prompt": "x"}), 404)
 
 
+def references() -> Iterator[Row]:
+    """References that cannot be made, found or used."""
+    good = good_uri()
+
+    def put(name: str, **body: object) -> Sent:
+        return Sent(f"/v1/references/{name}", body, "PUT")
+
+    for name in ("..", ".hidden", "a%20b", "a%2Fb", "-a", "%C3%BC"):
+        yield Row(f"the name {name}", put(name, images=[good]), 404 if "%2F" in name else 400)
+    yield Row("a name of 65 letters", put("a" * 65, images=[good]))
+    yield Row("no images", put("cup"))
+    yield Row("an empty list of images", put("cup", images=[]))
+    yield Row("images: a text", put("cup", images=good))
+    yield Row("257 images", put("cup", images=[good] * 257))
+    yield Row("a picture that is none", put("cup", images=[good, data_uri(b"hello")]))
+    yield Row("a known defect that is none", put("cup", images=[good], defect_images=["x"]))
+    for rate in (0, 0.6, "5%", True):
+        yield Row(f"false_alarm_rate {rate!r}", put("cup", images=[good], false_alarm_rate=rate))
+    yield Row("an unknown key", put("cup", images=[good], threshold=0.5))
+    yield Row("a body that is no JSON", Sent("/v1/references/cup", b"{", "PUT"))
+    yield Row("one that is not there", Sent("/v1/references/cup", method="GET"), 404)
+    yield Row("removing one that is not there", Sent("/v1/references/cup", method="DELETE"), 404)
+    yield Row("thumbnails=maybe", Sent("/v1/references/cup?thumbnails=maybe", method="GET"))
+    yield Row("another method", Sent("/v1/references/cup", {}), 405)
+    for chosen in ([1], [-1], ["0"], 0, [0.5]):
+        options = {"reference_images": chosen}
+        yield Row(f"reference_images {chosen}", chat(image(good), QUESTION, inspection=options))
+    both = {"reference": "cup", "reference_images": [0]}
+    yield Row("reference and reference_images", chat(image(good), QUESTION, inspection=both), 404)
+
+
 SECTIONS = {
+    "References": references,
     "Pictures": lambda: (Row(says, chat(image(url))) for says, url in pictures().items()),
     "Contents and keys": contents,
     "Messages": messages,
@@ -436,7 +468,8 @@ def camera_section(server: Server) -> tuple[str, list[Row], list[Answer]]:
 def main() -> None:
     """Write the page."""
     with tempfile.TemporaryDirectory() as folder:
-        with running_server(Path(folder, "log"), "nano", "--dtype", "float32") as server:
+        flags, store = ("nano", "--dtype", "float32"), str(Path(folder, "references"))
+        with running_server(Path(folder, "log"), *flags, LOOKTWICE_REFERENCES=store) as server:
             tables = [table(title, *found) for title, found in sections(server).items()]
         with running_server(Path(folder, "log"), *CAMERA_FLAGS) as server:
             tables.append(table(*camera_section(server)))

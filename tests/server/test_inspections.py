@@ -61,6 +61,8 @@ class ScriptedWorker:
             "score": float(value),
             "shape": list(significance.shape),
             "significance": significance.tobytes(),
+            "p_value": None,
+            "verdict": None,
         }
 
     @property
@@ -220,7 +222,7 @@ def test_map_of_an_inspection_is_the_calibrated_significance_to_half_a_grey_leve
         return await inspections(worker).inspect(numbered(90))
 
     finding = asyncio.run(run())
-    inspection = finding.inspection(image=4, model="m", expert="e", with_map=True)
+    inspection = finding.inspection(image=4, model="m", expert="e", reference=None, with_map=True)
     grey = np.asarray(Image.open(BytesIO(base64.b64decode(inspection.map.png))))
     expected = float(CALIBRATION.map(torch.tensor(0.9)))
     assert np.abs(grey / 255 - expected).max() <= 0.5 / 255 + 1e-6

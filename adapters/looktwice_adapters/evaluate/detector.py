@@ -17,8 +17,9 @@ from torch import Tensor
 from looktwice_adapters.anomaly_map import stitch
 from looktwice_adapters.checkpoint import file_hash, load_expert
 from looktwice_adapters.datasets import AnyRes, Sample, read_sample
-from looktwice_adapters.evaluate.judge import THRESHOLD, Judgement, ReferencesError
+from looktwice_adapters.evaluate.judge import THRESHOLD, Judgement
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
+from looktwice_adapters.few_shot import Looked, Reference, build, look
 
 NANO = "models/nano"
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -96,8 +97,20 @@ class Detector:
         output = self.expert(levels, final, [len(final)])
         return output.score[0], output.significance, self.stitched(output.significance, picture)
 
-    def judge(self, picture: NDArray[np.uint8]) -> Judgement:
-        """Calibrated score and anomaly map of a picture (H, W, 3)."""
+    @torch.inference_mode()
+    def look(self, picture: NDArray[np.uint8]) -> Looked:
+        """What few-shot detection needs of a picture (H, W, 3), a reference or a judged one."""
+        levels, final = self.tokens(picture)
+        significance = self.expert.significance_map(levels, final, [len(final)])
+        return look(self.expert, levels, significance, self.expert.config.calibration)
+
+    @torch.inference_mode()
+    def judge(self, picture: NDArray[np.uint8], reference: Reference | None = None) -> Judgement:
+        """Calibrated score and anomaly map of a picture (H, W, 3), against a reference if any."""
+        if reference is not None:
+            judged = reference.judge(self.look(picture))
+            fused = self.stitched(judged.anomaly_map, picture).numpy()
+            return Judgement(judged.score, judged.verdict, fused)
         raw, significance, whole = self.raw(picture)
         calibration = self.expert.config.calibration
         calibrated = calibration.map(whole).numpy().astype(np.float32)
@@ -106,29 +119,24 @@ class Detector:
 
 
 class ExpertJudge:
-    """A checkpoint's expert as a judge of samples, without references."""
+    """A checkpoint's expert as a judge of samples, against references where it is given some."""
 
     def __init__(self, folder: Path) -> None:
         """Load the checkpoint of a folder; raises as `Detector.from_folder`."""
         self.name = folder.resolve().name
         self.detector = Detector.from_folder(folder)
+        self.reference: Reference | None = None
         section = json.loads((folder / "config.json").read_text())["anomaly_expert"]
         self.expert: str | None = file_hash(folder / section["weights"])
 
     def prepare(self, product: str, references: Sequence[Sample]) -> None:
-        """Nothing to do without references.
-
-        Raises:
-            ReferencesError: there are some.
-        """
-        if references:
-            raise ReferencesError(
-                "the expert in process takes no references yet: give --url of a running server"
-            )
+        """Make the product's reference, if there are normal pictures to make it of."""
+        looked = [self.detector.look(read_sample(sample)) for sample in references]
+        self.reference = build(looked).reference if looked else None
 
     def judge(self, sample: Sample) -> Judgement:
         """Score, verdict and map of one sample."""
-        return self.detector.judge(read_sample(sample))
+        return self.detector.judge(read_sample(sample), self.reference)
 
     def close(self) -> None:
         """Nothing is held open."""

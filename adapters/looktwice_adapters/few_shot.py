@@ -1,0 +1,206 @@
+"""Few-shot detection: a product's memory bank beside the zero-shot expert -> one map, one verdict.
+
+AnomalyGPT (AAAI 2024), section 3.3, scores a patch by its distance to the bank; here the logarithm
+of that distance and the expert's own suspicion add up, patch by patch, so that score, map, regions,
+suspicious tokens and adverb all follow the same evidence. Patches are averages over 3x3 tokens, as
+PatchCore's (section 3.1). What was chosen, and on which data, stands in docs/references.md.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from looktwice_adapters.expert import PEAK_SHARE, AnomalyExpert, Calibration
+from looktwice_adapters.facts import Verdict
+from looktwice_adapters.memory_bank import MemoryBank
+from looktwice_adapters.threshold import NormalScores, Threshold, outliers
+
+NEIGHBOURHOOD = 3  # tokens a side that are averaged
+SMALLEST_DISTANCE = 0.01  # nearer is the same patch
+EXPERT_WEIGHT = 0.075  # of the expert's calibrated logit, beside the logarithm of the distance
+EXPERT_LIMIT = 6.0  # of that logit: beyond, it says nothing more
+SLOPE = 10.0  # of the calibrated logit, a unit of evidence
+PATCHES = 4096  # of a bank; more is thinned
+NORMAL = NormalScores(mean=-1.9, between=0.45, deviation=0.15, degrees=3.0)
+
+
+class Looked(NamedTuple):
+    """What the expert saw of one picture."""
+
+    tokens: list[Tensor]  # L of (B, N, C_l), averaged over neighbourhoods
+    suspicion: Tensor  # (B, h, w) logit of the expert's calibrated map
+
+
+class FewShotJudgement(NamedTuple):
+    """What a reference and the expert say of one picture."""
+
+    anomaly_map: Tensor  # (B, h, w) calibrated, in [0, 1]
+    score: float  # calibrated, in [0, 1]; above 0.5 is anomalous
+    p_value: float
+    verdict: Verdict
+
+
+def look(
+    expert: AnomalyExpert, levels: list[Tensor], significance: Tensor, calibration: Calibration
+) -> Looked:
+    """What few-shot detection needs of a picture that the expert looks at.
+
+    Args:
+        expert: whose tower made the levels.
+        levels: L tensors (B, N, C_l), float32.
+        significance: (B, h, w), the expert's map.
+        calibration: of that map.
+    """
+    tokens = [neighbourhoods(level) for level in expert.patch_tokens(levels)]
+    suspicion = torch.logit(calibration.map(significance), 1e-6)
+    return Looked(tokens, suspicion.clamp(-EXPERT_LIMIT, EXPERT_LIMIT))
+
+
+def neighbourhoods(tokens: Tensor) -> Tensor:
+    """Each token's mean with its neighbours in the crop: (B, N, C) -> (B, N, C)."""
+    side = round(tokens.shape[1] ** 0.5)
+    grid = tokens.transpose(1, 2).unflatten(2, (side, side))
+    around = avg_pool2d(grid, NEIGHBOURHOOD, 1, NEIGHBOURHOOD // 2, count_include_pad=False)
+    return around.flatten(2).transpose(1, 2)
+
+
+def evidence(bank: MemoryBank, picture: Looked) -> Tensor:
+    """How much speaks for a defect at each patch: (B, h, w)."""
+    distance = bank.distances(picture.tokens).view_as(picture.suspicion)
+    return distance.clamp_min(SMALLEST_DISTANCE).log() + EXPERT_WEIGHT * picture.suspicion
+
+
+def image_evidence(evidence: Tensor) -> float:
+    """The picture's: mean of the strongest 2 % of its patches (B, h, w), the base view's left out.
+
+    The base view shows the same at half the size and less; it counts in the map alone.
+    """
+    patches = evidence[1:].flatten()
+    return float(patches.topk(max(1, round(PEAK_SHARE * len(patches)))).values.mean())
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A product's normal images: their memory bank and the threshold that they set."""
+
+    bank: MemoryBank
+    threshold: Threshold
+
+    def judge(self, picture: Looked) -> FewShotJudgement:
+        """Calibrated map and score, p-value and verdict of a picture."""
+        found = evidence(self.bank, picture)
+        value = image_evidence(found)
+        score = torch.tensor(SLOPE * (value - self.threshold.value), dtype=torch.float64)
+        return FewShotJudgement(
+            torch.sigmoid(SLOPE * (found - self.threshold.value)),
+            float(score.sigmoid()),
+            self.threshold.p_value(value),
+            self.threshold.verdict(value),
+        )
+
+    def to(self, device: torch.device) -> "Reference":
+        """The reference with its bank on another device."""
+        return Reference(self.bank.to(device), self.threshold)
+
+    def encode(self, notes: dict[str, Any], **tensors: Tensor) -> bytes:
+        """A safetensors file with bank and threshold.
+
+        Args:
+            notes: what JSON can hold, kept in the file's header.
+            tensors: kept beside the bank.
+        """
+        levels = {f"level.{i}": level.half() for i, level in enumerate(self.bank.levels)}
+        # One key: the file's writer puts several in any order, and equal files have equal names.
+        header = {"reference": json.dumps(notes | {"threshold": asdict(self.threshold)})}
+        owners = {"owners": self.bank.owners.to(torch.int32)}
+        data = {name: value.contiguous() for name, value in (levels | owners | tensors).items()}
+        return save(data, header)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The reference in a file that `encode` made.
+
+        Raises:
+            OSError, ValueError, KeyError, SafetensorError: it cannot be read, or is none.
+        """
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if name.startswith("level.")]
+            levels = tuple(file.get_tensor(f"level.{i}") for i in range(len(names)))
+            bank = MemoryBank(levels, file.get_tensor("owners").long())
+            threshold = json.loads(file.metadata()["reference"])["threshold"]
+        return cls(bank, Threshold(**threshold | {"scores": tuple(threshold["scores"])}))
+
+
+class Built(NamedTuple):
+    """A reference, and what its maker should know."""
+
+    reference: Reference
+    warnings: list[str]
+
+
+def build(
+    images: Sequence[Looked],
+    *,
+    rate: float = 0.05,
+    calibration: Sequence[Looked] = (),
+    defects: Sequence[Looked] = (),
+    copies: Sequence[list[Tensor]] = (),
+    patches: int = PATCHES,
+) -> Built:
+    """A product's reference from its normal images.
+
+    Args:
+        images: normal images, for bank and threshold.
+        rate: false alarms among good pictures that the user accepts, in (0, 1).
+        calibration: more normal images, for the threshold alone.
+        defects: known defects; they can only make the threshold stricter.
+        copies: of each image the tokens of its turned and mirrored copies, which leave with it.
+        patches: size of the bank.
+
+    Raises:
+        ValueError: no images.
+    """
+    if not images:
+        raise ValueError("a reference needs at least one normal image")
+    parts = [image.tokens for image in images]
+    if copies:
+        parts = [
+            [torch.cat(pair) for pair in zip(own, more, strict=True)]
+            for own, more in zip(parts, copies, strict=True)
+        ]
+    bank = MemoryBank.of(parts).coreset(patches).to(dtype=torch.half)
+    own = [
+        image_evidence(evidence(bank.without(index), image))
+        for index, image in enumerate(images)
+        if len(images) > 1
+    ]
+    others = [
+        [image_evidence(evidence(bank, p)) for p in group] for group in (calibration, defects)
+    ]
+    threshold = Threshold.fit(own, rate, calibration=others[0], defects=others[1], prior=NORMAL)
+    return Built(Reference(bank, threshold), _warnings(own, others[1], threshold))
+
+
+def _warnings(own: list[float], defects: list[float], threshold: Threshold) -> list[str]:
+    """What is odd about the pictures that made a threshold."""
+    said = [
+        f"image {index} looks unlike the others: is it broken, or of another product?"
+        for index in outliers(own, NORMAL.deviation)
+    ]
+    if threshold.promised_rate > threshold.rate:
+        said.append(
+            f"{len(threshold.scores)} good pictures promise a false-alarm rate of "
+            f"{threshold.promised_rate:.0%} at best; {threshold.rate:.0%} needs "
+            f"{round(1 / threshold.rate) - 1}"
+        )
+    if missed := sum(value <= threshold.value for value in defects):
+        said.append(f"{missed} of {len(defects)} known defects are below the threshold")
+    return said

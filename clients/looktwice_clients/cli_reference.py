@@ -1,0 +1,179 @@
+"""`looktwice reference`: the normal pictures of a product, its threshold, and what it promises."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from looktwice_clients.cli import url_option
+from looktwice_clients.errors import ImageError, LookTwiceError, printable
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from looktwice_clients.references import Reference
+
+SHEET_COLUMNS = 8
+SHEET_CELL = 132  # pixels
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def reference() -> None:
+    """The normal pictures of a product: what later pictures are compared with.
+
+    \b
+    looktwice reference add bottle good/*.jpg
+    looktwice inspect --reference bottle line3/*.jpg
+    """
+
+
+@reference.command()
+@click.argument("name")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--false-alarm-rate",
+    type=click.FloatRange(0.001, 0.5),
+    default=0.05,
+    show_default=True,
+    help="Share of good parts that may be called anomalous.",
+)
+@click.option(
+    "--calibrate-with", multiple=True, metavar="IMAGE", help="More good ones, for the threshold."
+)
+@click.option("--defect", multiple=True, metavar="IMAGE", help="A known defect; also a folder.")
+@click.option("--augment", is_flag=True, help="Compare with turned and mirrored copies too.")
+@json_option
+@url_option
+def add(
+    name: str,
+    images: tuple[str, ...],
+    false_alarm_rate: float,
+    calibrate_with: tuple[str, ...],
+    defect: tuple[str, ...],
+    augment: bool,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Make the reference NAME of good pictures, or replace it: files, folders or patterns."""
+    from looktwice_clients.inspector import Inspector
+
+    with Inspector(url) as inspector:
+        made = inspector.references.add(
+            name,
+            _sources(images),
+            false_alarm_rate=false_alarm_rate,
+            calibration_images=_sources(calibrate_with),
+            defect_images=_sources(defect),
+            augment=augment,
+        )
+    _print(made, as_json)
+
+
+@reference.command("list")
+@json_option
+@url_option
+def list_all(as_json: bool, url: str | None) -> None:
+    """All references of the server, one a line."""
+    from looktwice_clients.inspector import Inspector
+
+    with Inspector(url) as inspector:
+        found = inspector.references.list()
+    if not found and not as_json:
+        click.echo("no references yet: looktwice reference add NAME IMAGE...", err=True)
+    width = max((len(one.name) for one in found), default=0)
+    for one in found:
+        click.echo(
+            one.model_dump_json()
+            if as_json
+            else f"{printable(one.name):<{width}}  {one.images:>4} images  {one.patches:>6} patches"
+            f"  promises {one.promised_rate:.1%}  version {printable(one.version)}"
+        )
+
+
+@reference.command()
+@click.argument("name")
+@click.option(
+    "--sheet",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.png",
+    help="Write its pictures, small, on one sheet.",
+)
+@json_option
+@url_option
+def show(name: str, sheet: Path | None, as_json: bool, url: str | None) -> None:
+    """One reference: pictures, patches, threshold, promised false-alarm rate."""
+    from looktwice_clients.inspector import Inspector
+
+    with Inspector(url) as inspector:
+        found = inspector.references.get(name, thumbnails=sheet is not None)
+    if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            contact_sheet(found.pictures()).save(sheet)
+        except ValueError as error:  # a file name that no format belongs to
+            raise LookTwiceError(f"{sheet}: {error}") from None
+        found = found.model_copy(update={"thumbnails": None})
+    _print(found, as_json)
+
+
+@reference.command()
+@click.argument("name")
+@url_option
+def remove(name: str, url: str | None) -> None:
+    """Take the reference NAME away."""
+    from looktwice_clients.inspector import Inspector
+
+    with Inspector(url) as inspector:
+        inspector.references.remove(name)
+    click.echo(f"removed {printable(name)}")
+
+
+def contact_sheet(pictures: "list[Image.Image]") -> "Image.Image":
+    """Pictures in rows of eight on white, each numbered as the reference's warnings do."""
+    from PIL import Image, ImageDraw
+
+    columns = max(1, min(SHEET_COLUMNS, len(pictures)))
+    rows = max(1, -(-len(pictures) // columns))
+    sheet = Image.new("RGB", (columns * SHEET_CELL, rows * (SHEET_CELL + 14)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, columns)
+        x, y = column * SHEET_CELL, row * (SHEET_CELL + 14)
+        picture.thumbnail((SHEET_CELL - 4, SHEET_CELL - 4))
+        sheet.paste(picture, (x + (SHEET_CELL - picture.width) // 2, y + 2))
+        draw.text((x + 4, y + SHEET_CELL), str(index), fill="black")
+    return sheet
+
+
+def _sources(names: tuple[str, ...]) -> list[str]:
+    """The pictures behind files, folders and patterns.
+
+    Raises:
+        ImageError: there are none behind one of them.
+    """
+    from looktwice_clients.cli_inspect import expand
+
+    targets = expand(names)
+    for target in targets:
+        if target.problem is not None:
+            raise ImageError(f"{target.path}: {target.problem}")
+    return [target.path for target in targets]
+
+
+def _print(found: "Reference", as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found.model_dump(mode="json")))
+        return
+    created = datetime.fromtimestamp(found.created, UTC)
+    click.echo(f"{printable(found.name)}, version {printable(found.version)}, {created:%F %R} UTC")
+    click.echo(f"  {found.images} images, {found.patches} patches")
+    click.echo(
+        f"  false alarms: asked {found.false_alarm_rate:.1%}, promised {found.promised_rate:.1%}; "
+        f"threshold {found.threshold:.3f}"
+    )
+    for warning in found.warnings:
+        click.echo(f"  warning: {printable(warning)}")

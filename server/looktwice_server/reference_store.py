@@ -1,0 +1,233 @@
+"""Reference store: names and versions of references in a folder that all processes share.
+
+`versions/<version>.safetensors` holds a memory bank, its threshold and thumbnails; the version is
+the hash of the file. `names/<name>.json` holds the card that the routes answer with. Files are
+written beside their place and renamed into it, so that a killed process leaves nothing half
+written, and of two writers the later one's name stands. A version without a name stays for an
+hour: requests that began with it end with it.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from looktwice_adapters.few_shot import Reference
+from looktwice_server.errors import (
+    ReferenceOutdated,
+    RequestError,
+    StoreFull,
+    UnknownReference,
+)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+VERSION_DIGITS = 16
+GRACE_SECONDS = 3600  # that a version outlives its name
+TEMPORARY = ".part"
+
+Card = dict[str, Any]
+
+
+def checked_name(name: str) -> str:
+    """The name.
+
+    Raises:
+        RequestError: it is none.
+    """
+    if not NAME.fullmatch(name):
+        raise RequestError(
+            "a reference's name has 1 to 64 letters, digits, dots, dashes and underscores and "
+            f"begins with a letter or digit, not {name[:70]!r}",
+            param="name",
+        )
+    return name
+
+
+class ReferenceStore:
+    """The folder."""
+
+    def __init__(self, folder: Path, max_names: int) -> None:
+        """Take the folder; it is made when the first reference is added."""
+        self._names = folder / "names"
+        self._versions = folder / "versions"
+        self._max_names = max_names
+
+    def card(self, name: str) -> Card:
+        """What is known of a reference.
+
+        Raises:
+            RequestError: this is no name.
+            UnknownReference: there is none of that name.
+            ReferenceOutdated: its card is broken.
+        """
+        path = self._names / f"{checked_name(name)}.json"
+        try:
+            card = json.loads(path.read_bytes())
+        except FileNotFoundError as error:
+            raise UnknownReference(
+                f"no reference named {name!r} on this server; GET /v1/references lists them",
+                param="reference",
+            ) from error
+        except (OSError, ValueError) as error:
+            raise _broken(name) from error
+        if not isinstance(card, dict) or card.get("name") != name:
+            raise _broken(name)
+        return card
+
+    def cards(self) -> list[Card]:
+        """All references, by name; those whose card is broken are left out."""
+        found = []
+        for name in sorted(path.stem for path in self._names.glob("*.json")):
+            try:
+                found.append(self.card(name))
+            except RequestError:
+                continue
+        return found
+
+    def path(self, version: str) -> Path:
+        """The file of a version."""
+        return self._versions / f"{version}.safetensors"
+
+    def thumbnails(self, name: str, version: str) -> list[bytes]:
+        """The JPEGs of a version.
+
+        Raises:
+            ReferenceOutdated: its file is broken or gone.
+        """
+        from safetensors import safe_open
+
+        try:
+            with safe_open(self.path(version), "pt") as file:
+                count = sum(key.startswith("thumbnail.") for key in file.keys())
+                return [file.get_tensor(f"thumbnail.{i}").numpy().tobytes() for i in range(count)]
+        except Exception as error:  # a broken file is reported by whatever the reader meets
+            raise _broken(name) from error
+
+    def keep(self, data: bytes) -> str:
+        """Write a version; its name in the store.
+
+        Raises:
+            StoreFull: the disk is full.
+        """
+        version = hashlib.sha256(data).hexdigest()[:VERSION_DIGITS]
+        self._write(self.path(version), data)
+        return version
+
+    def name(self, card: Card) -> None:
+        """Give a version its name, in one step, whatever had it before.
+
+        Raises:
+            StoreFull: the disk or the list is full.
+        """
+        path = self._names / f"{checked_name(card['name'])}.json"
+        if not path.exists() and len(list(self._names.glob("*.json"))) >= self._max_names:
+            raise StoreFull(
+                f"this server keeps {self._max_names} references; remove one first", param="name"
+            )
+        before = self._version_of(path)
+        self._write(path, json.dumps(card).encode())
+        self._retire(before)
+
+    def remove(self, name: str) -> None:
+        """Take a name away.
+
+        Raises:
+            UnknownReference: there is none.
+        """
+        path = self._names / f"{checked_name(name)}.json"
+        before = self._version_of(path)
+        try:
+            path.unlink()
+        except FileNotFoundError as error:
+            raise UnknownReference(f"no reference named {name!r} on this server") from error
+        self._retire(before)
+
+    def clean(self) -> None:
+        """Delete what a killed process left and versions that have had no name for an hour."""
+        named = {str(card.get("version")) for card in self.cards()}
+        for path in self._old_files():
+            if path.suffix == TEMPORARY or path.stem not in named:
+                path.unlink(missing_ok=True)
+
+    def _old_files(self) -> Iterator[Path]:
+        before = time.time() - GRACE_SECONDS
+        for path in (*self._versions.glob("*"), *self._names.glob(f"*{TEMPORARY}")):
+            try:
+                if path.stat().st_mtime < before:
+                    yield path
+            except FileNotFoundError:
+                continue
+
+    def _version_of(self, path: Path) -> str | None:
+        try:
+            return str(json.loads(path.read_bytes())["version"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _retire(self, version: str | None) -> None:
+        """Let the hour begin that a version outlives its name."""
+        if version is not None and self.path(version).exists():
+            os.utime(self.path(version))
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Replace a file in one step."""
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "the disk is full" if full else error.strerror
+            raise StoreFull(
+                f"the reference could not be written: {reason}; nothing was changed"
+            ) from error
+
+
+def _broken(name: str) -> ReferenceOutdated:
+    return ReferenceOutdated(
+        f"the reference {name!r} is broken on the server's disk; add it again", param="reference"
+    )
+
+
+class LoadedReferences:
+    """The references that a worker has read lately, by version, up to a number of bytes."""
+
+    def __init__(self, store: ReferenceStore, device: torch.device, capacity: int) -> None:
+        """Keep at most `capacity` bytes of memory banks beside the latest."""
+        self._store = store
+        self._device = device
+        self._capacity = capacity
+        self._kept: OrderedDict[str, Reference] = OrderedDict()
+
+    def get(self, version: str) -> Reference:
+        """The reference of a version, read and checked once.
+
+        Raises:
+            Exception: the file is missing or broken, in the words of whoever stumbled over it.
+        """
+        if version not in self._kept:
+            path = self._store.path(version)
+            if hashlib.sha256(path.read_bytes()).hexdigest()[:VERSION_DIGITS] != version:
+                raise ValueError(f"{path.name} is not what was written")
+            self._kept[version] = Reference.read(path).to(self._device)
+        self._kept.move_to_end(version)
+        while len(self._kept) > 1 and self._size() > self._capacity:
+            self._kept.popitem(last=False)
+        return self._kept[version]
+
+    def _size(self) -> int:
+        return sum(reference.bank.nbytes for reference in self._kept.values())

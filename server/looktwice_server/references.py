@@ -1,0 +1,225 @@
+"""References on the API side: pictures of a product -> memory bank, threshold, a name in the store.
+
+The worker's tower makes the tokens, a picture a call; the bank is made here, beside the engine, so
+that making one stops nobody's answer.
+"""
+
+import asyncio
+import base64
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from io import BytesIO
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from looktwice_adapters.few_shot import Built, Looked, build
+from looktwice_server.errors import (
+    ExpertUnavailable,
+    ReferenceOutdated,
+    RequestError,
+    StoreFull,
+)
+from looktwice_server.inspections import Crops, Inspections, Rpc, payload
+from looktwice_server.reference_store import Card, ReferenceStore
+from looktwice_server.schemas import ReferenceRequest, ReferenceVersion
+from looktwice_server.settings import Settings
+
+THUMBNAIL = 128  # pixels of the longer side
+REMEMBERED = 64  # references made of a conversation's own pictures
+
+Fetch = Callable[[str], Awaitable[Crops]]
+
+
+class Seen(NamedTuple):
+    """One picture as a reference keeps it while it is made."""
+
+    looked: Looked
+    copies: list[Tensor]  # L of (B', N, C_l); none where copies were not wanted
+    thumbnail: bytes  # JPEG
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tokens."""
+        return sum(level.nbytes for level in (*self.looked.tokens, *self.copies))
+
+
+class References:
+    """Adds references, and knows which version a name means."""
+
+    def __init__(
+        self,
+        store: ReferenceStore,
+        rpc: Rpc,
+        inspections: Inspections,
+        expert: str,
+        settings: Settings,
+    ) -> None:
+        """Take the store, the way to the workers and the hash of the served expert."""
+        self.store = store
+        self._rpc = rpc
+        self._inspections = inspections
+        self._expert = expert
+        self._settings = settings
+        self._one_at_a_time = asyncio.Lock()
+        self._inline: OrderedDict[tuple[str, ...], str] = OrderedDict()
+
+    async def resolve(self, name: str | None) -> ReferenceVersion | None:
+        """What a request's reference means from now to the request's end.
+
+        Raises:
+            UnknownReference: there is none of that name.
+            ReferenceOutdated: it was made with other weights, or is broken.
+        """
+        if name is None:
+            return None
+        card = await asyncio.to_thread(self.store.card, name)
+        if card["expert"] != self._expert:
+            raise ReferenceOutdated(
+                f"the reference {name!r} was made with the expert {card['expert']}, this server "
+                f"runs {self._expert}; add it again",
+                param="reference",
+            )
+        return ReferenceVersion(name=name, version=card["version"])
+
+    async def add(self, name: str, request: ReferenceRequest, fetch: Fetch) -> Card:
+        """Make a reference and give it its name.
+
+        Args:
+            name: checked.
+            request: the pictures.
+            fetch: the way from a URL to a picture's crops.
+
+        Raises:
+            RequestError: a picture cannot be had, or there are too many; nothing was changed.
+        """
+        groups = {
+            "images": request.images,
+            "calibration_images": request.calibration_images,
+            "defect_images": request.defect_images,
+        }
+        limit = self._settings.max_reference_images
+        for key, urls in groups.items():
+            if len(urls) > limit:
+                raise RequestError(
+                    f"at most {limit} {key} a reference, got {len(urls)}; send fewer", param=key
+                )
+        async with self._one_at_a_time:
+            seen = await self._see(groups, fetch, turned=request.augment)
+            built, data = await asyncio.to_thread(self._build, seen, request.false_alarm_rate)
+            version = await asyncio.to_thread(self.store.keep, data)
+            threshold = built.reference.threshold
+            card: Card = {
+                "object": "reference",
+                "name": name,
+                "version": version,
+                "images": len(request.images),
+                "patches": len(built.reference.bank),
+                "false_alarm_rate": threshold.rate,
+                "promised_rate": threshold.promised_rate,
+                "threshold": threshold.value,
+                "created": int(time.time()),
+                "expert": self._expert,
+                "warnings": built.warnings,
+            }
+            await asyncio.to_thread(self.store.name, card)
+            await asyncio.to_thread(self.store.clean)
+        return card
+
+    async def of_conversation(self, pictures: Sequence[Crops]) -> ReferenceVersion:
+        """The reference that some pictures of a conversation make, kept without a name."""
+        key = tuple(sorted(crops.mm_hash for crops in pictures))
+        version = self._inline.get(key)
+        if version is None or not self.store.path(version).exists():
+            async with self._one_at_a_time:
+                seen = {"images": [await self._look(crops, turned=False) for crops in pictures]}
+                _, data = await asyncio.to_thread(self._build, seen, 0.05)
+                version = await asyncio.to_thread(self.store.keep, data)
+        self._inline[key] = version
+        self._inline.move_to_end(key)
+        if len(self._inline) > REMEMBERED:
+            self._inline.popitem(last=False)
+        return ReferenceVersion(name=None, version=version)
+
+    async def _see(
+        self, groups: dict[str, list[str]], fetch: Fetch, *, turned: bool
+    ) -> dict[str, list[Seen]]:
+        """All pictures, one after the other."""
+        seen: dict[str, list[Seen]] = {key: [] for key in groups}
+        taken = 0
+        for key, urls in groups.items():
+            for index, url in enumerate(urls):
+                try:
+                    crops = await fetch(url)
+                    one = await self._look(crops, turned=turned and key == "images")
+                except RequestError as error:
+                    error.args = (f"{key}[{index}]: {error}",)
+                    error.param = key
+                    raise
+                taken += one.nbytes
+                if taken > self._settings.reference_tokens_mb * 2**20:
+                    raise StoreFull(
+                        f"{key}[{index}] is more than {self._settings.reference_tokens_mb} MB of "
+                        "memory hold while a reference is made; send fewer pictures",
+                        param=key,
+                    )
+                seen[key].append(one)
+        return seen
+
+    async def _look(self, crops: Crops, *, turned: bool) -> Seen:
+        """One picture's tokens from the worker."""
+        crops = self._inspections.own_crops(crops)
+        try:
+            [record, *_] = await self._rpc("looktwice_look", (payload(crops), turned))
+        except Exception as error:
+            raise ExpertUnavailable(
+                f"the picture could not be looked at now ({error}); try again later"
+            ) from error
+        if isinstance(record, str):
+            raise ExpertUnavailable(record)
+        suspicion = _tensor(record["grid"], record["suspicion"], torch.float32)
+        tokens, copies = (
+            [_tensor(shape, data, torch.half) for shape, data in record[key]]
+            for key in ("tokens", "copies")
+        )
+        return Seen(Looked(tokens, suspicion), copies, thumbnail(crops))
+
+    def _build(self, seen: dict[str, list[Seen]], rate: float) -> tuple[Built, bytes]:
+        """The reference and the file that it is kept in."""
+        images = seen["images"]
+        built = build(
+            [one.looked for one in images],
+            rate=rate,
+            calibration=[one.looked for one in seen.get("calibration_images", ())],
+            defects=[one.looked for one in seen.get("defect_images", ())],
+            copies=[one.copies for one in images] if images[0].copies else (),
+            patches=self._settings.reference_patches,
+        )
+        thumbnails = {
+            f"thumbnail.{i}": torch.frombuffer(bytearray(one.thumbnail), dtype=torch.uint8)
+            for i, one in enumerate(images)
+        }
+        return built, built.reference.encode({"expert": self._expert}, **thumbnails)
+
+
+def thumbnail(crops: Crops) -> bytes:
+    """A small JPEG of a picture, from its base view in its own aspect."""
+    base = (crops.pixels[0].float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+    width, height = crops.size
+    scale = THUMBNAIL / max(crops.size)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    buffer = BytesIO()
+    Image.fromarray(base.permute(1, 2, 0).numpy()).resize(size).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def in_base64(pictures: Sequence[bytes]) -> list[str]:
+    """Thumbnails as the wire carries them."""
+    return [base64.b64encode(picture).decode() for picture in pictures]
+
+
+def _tensor(shape: list[int], data: bytes, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=dtype).view(shape)

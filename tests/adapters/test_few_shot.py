@@ -1,0 +1,132 @@
+"""Few-shot detection in process: made-up plates, nano's tower, everything but the server."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.few_shot import Reference, build, evidence, image_evidence
+from tests.punched_plates import plate
+
+NANO = Path(__file__).parents[2] / "models" / "nano"
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector.from_folder(NANO)
+
+
+@pytest.fixture(scope="module")
+def looked(detector):
+    def look(picture):
+        return detector.look(np.array(picture))
+
+    return look
+
+
+@pytest.fixture(scope="module")
+def plates(looked):
+    return [looked(plate(seed)) for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def built(plates):
+    return build(plates)
+
+
+def test_what_only_the_reference_reveals_is_found_with_it(detector, built, looked):
+    square = plate(101, square=True)
+    assert detector.judge(np.array(square)).score < 0.5
+    judged = built.reference.judge(looked(square))
+    assert judged.verdict == "anomalous"
+    assert judged.score > 0.5
+    assert float(judged.anomaly_map.max()) > 0.5
+
+
+def test_a_good_part_stays_below_the_threshold_and_its_map_too(built, looked):
+    judged = built.reference.judge(looked(plate(100)))
+    assert judged.verdict == "normal"
+    assert float(judged.anomaly_map[1:].flatten().topk(20).values.mean()) < 0.5
+
+
+def test_the_map_peaks_where_the_scratch_is(detector, built):
+    picture = np.array(plate(102, scratched=True))
+    found = detector.judge(picture, built.reference).anomaly_map
+    y, x = np.unravel_index(found.argmax(), found.shape)
+    assert 190 <= x <= 272
+    assert 60 <= y <= 128
+
+
+def test_a_file_gives_back_the_reference_bit_for_bit(built, looked, tmp_path):
+    path = tmp_path / "plates.safetensors"
+    path.write_bytes(built.reference.encode({"made": "here"}))
+    again = Reference.read(path)
+    picture = looked(plate(100))
+    assert again.threshold == built.reference.threshold
+    assert again.judge(picture).score == built.reference.judge(picture).score
+    assert built.reference.encode({"made": "here"}) == path.read_bytes()
+
+
+def test_leave_one_out_score_is_that_of_a_bank_of_the_others(plates, built):
+    others = build(plates[1:]).reference
+    score = image_evidence(evidence(others.bank, plates[0]))
+    assert any(abs(score - own) < 1e-5 for own in built.reference.threshold.scores)
+
+
+def test_one_reference_promises_nothing_and_still_decides(plates, looked):
+    one = build(plates[:1]).reference
+    assert one.threshold.promised_rate == 1.0
+    assert one.judge(looked(plate(100))).verdict == "normal"
+    noise = np.random.default_rng(0).integers(0, 255, (320, 320, 3), np.uint8)
+    assert one.judge(looked(noise)).verdict == "anomalous"
+
+
+def test_a_picture_of_another_product_among_the_references_is_warned_about(plates, looked):
+    noise = np.random.default_rng(0).integers(0, 255, (320, 320, 3), np.uint8)
+    warnings = build([*plates, looked(noise)]).warnings
+    assert warnings[0].startswith("image 4 looks unlike the others")
+    assert not any("unlike" in warning for warning in build(plates).warnings)
+
+
+def test_known_defects_below_the_threshold_are_said(plates):
+    assert (
+        "1 of 1 known defects are below the threshold" in build(plates, defects=plates[:1]).warnings
+    )
+
+
+def test_turned_copies_make_a_turned_part_normal_and_leave_with_their_image(plates):
+    copies = [[level.flip(1) for level in image.tokens] for image in plates]
+    with_copies = build(plates, copies=copies, patches=9999).reference
+    alone = build(plates, patches=9999).reference
+    assert len(with_copies.bank) == 2 * len(alone.bank)
+    assert len(with_copies.bank.without(0)) == 2 * len(alone.bank.without(0))
+
+
+def test_a_reference_of_no_image_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        build([])
+
+
+@pytest.mark.parametrize("size", [(320, 320), (520, 300), (210, 470), (90, 640)])
+def test_a_painted_square_comes_back_at_its_place_in_any_aspect(detector, size):
+    """And what was not painted on stays below the threshold: the scale is fixed."""
+    width, height = size
+    rng = np.random.default_rng(width)
+
+    def surface():
+        return rng.normal(120, 10, (height, width, 1)).repeat(3, 2).clip(0, 255).astype(np.uint8)
+
+    reference = build([detector.look(surface()) for _ in range(3)]).reference
+    painted, side = surface(), max(28, min(size) // 4)
+    x, y = int(0.55 * (width - side)), int(0.3 * (height - side))
+    painted[y : y + side, x : x + side] = (200, 30, 30)
+    found = detector.judge(painted, reference)
+    assert found.anomaly_map.shape == (height, width)
+    rows, columns = np.nonzero(found.anomaly_map >= 0.5)
+    assert abs(columns.mean() - (x + side / 2)) <= width / 14  # a token of the base view
+    assert abs(rows.mean() - (y + side / 2)) <= height / 14
+    assert found.score > 0.5
+    good = detector.judge(surface(), reference)
+    assert good.score < 0.5
+    assert np.mean(good.anomaly_map >= 0.5) < 0.02

@@ -1,0 +1,100 @@
+"""The memory bank: the published few-shot map, the search within its memory, the coreset."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate, normalize
+
+from looktwice_adapters.memory_bank import MemoryBank, best_similarity, k_centres
+from tests.golden import GOLDEN
+
+
+def tokens(images: int, seed: int = 0, *, crops: int = 2, patches: int = 16) -> list[list]:
+    """Of each image two levels of drawn tokens."""
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        [torch.randn(crops, patches, channels, generator=draw) for channels in (8, 12)]
+        for _ in range(images)
+    ]
+
+
+def test_few_shot_map_equals_the_published_one():
+    golden = np.load(GOLDEN / "anomalygpt_outputs.npz")
+    query, normal = (list(torch.from_numpy(golden[name])) for name in ("query", "normal"))
+    bank = MemoryBank.of([normal])
+    distance = bank.distances(query).view(1, 1, 16, 16)
+    whole = interpolate(distance, 224, mode="bilinear", align_corners=True)[0, 0]
+    assert np.abs(whole[::4, ::4].numpy() - golden["few_shot_map"]).max() < 1e-6
+
+
+def test_a_reference_image_is_at_no_distance_from_itself_and_without_itself_it_is():
+    images = tokens(3)
+    bank = MemoryBank.of(images)
+    assert bank.distances(images[1]).abs().max() < 1e-6
+    assert bank.without(1).distances(images[1]).min() > 0.01
+
+
+def test_a_bank_without_an_image_is_the_bank_of_the_others():
+    images = tokens(3)
+    alone, others = MemoryBank.of(images).without(1), MemoryBank.of([images[0], images[2]])
+    assert all(map(torch.equal, alone.levels, others.levels))
+
+
+def test_more_references_never_bring_a_picture_farther_away():
+    images = tokens(4)
+    query = tokens(1, seed=9)[0]
+    near = MemoryBank.of(images).distances(query)
+    far = MemoryBank.of(images[:2]).distances(query)
+    assert (near <= far + 1e-6).all()
+
+
+@pytest.mark.parametrize("budget", [1, 10_000, 2**30])
+def test_the_result_does_not_depend_on_the_memory_budget(budget):
+    draw = torch.Generator().manual_seed(1)
+    query = normalize(torch.randn(1500, 8, generator=draw), dim=-1)
+    bank = normalize(torch.randn(300, 8, generator=draw), dim=-1)
+    whole = (query @ bank.T).amax(1)
+    assert (best_similarity(query, bank, budget) - whole).abs().max() < 1e-6
+
+
+def test_a_large_bank_is_searched_within_the_budget(monkeypatch):
+    """Blocks of similarities and of converted tokens stay within the bytes that were given."""
+    largest = []
+    real = torch.Tensor.__matmul__
+
+    def watched(left, right):
+        product = real(left, right)
+        largest.append(4 * (product.numel() + right.numel()))
+        return product
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    query = torch.randn(980, 64)
+    bank = torch.randn(100_000, 64).half()
+    budget = 4 * 2**20
+    best_similarity(query, bank, budget)
+    assert max(largest) <= budget
+    assert len(largest) > 50
+
+
+def test_k_centres_are_the_farthest_points_in_turn():
+    points = torch.tensor([[0.0, 0.0], [0.1, 0.0], [10.0, 0.0], [0.0, 7.0], [0.2, 0.1]])
+    assert set(k_centres(points, 3)[1:].tolist()) == {2, 3}
+
+
+def test_a_coreset_keeps_the_size_and_every_kind_of_token():
+    draw = torch.Generator().manual_seed(0)
+    common = torch.tensor([1.0, 0, 0, 0]) + 0.01 * torch.randn(1, 990, 4, generator=draw)
+    rare = torch.tensor([0, 1.0, 0, 0]) + 0.01 * torch.randn(1, 10, 4, generator=draw)
+    bank = MemoryBank.of([[torch.cat((common, rare), 1)]])
+    small = bank.coreset(250)
+    assert len(small) == 250
+    assert small.distances([torch.tensor([[[0, 1.0, 0, 0]]])]).item() < 0.01
+    assert bank.coreset(5000) is bank
+    again = bank.coreset(250)
+    assert torch.equal(small.levels[0], again.levels[0])
+
+
+def test_augmented_copies_leave_with_their_image():
+    images = tokens(2, crops=6)  # as with copies among the crops
+    bank = MemoryBank.of(images)
+    assert set(bank.without(0).owners.tolist()) == {1}

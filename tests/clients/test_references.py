@@ -1,0 +1,91 @@
+"""References through the clients: what is sent, what comes back, what the terminal shows."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from looktwice_clients import AsyncInspector, Inspector, Reference, ReplyError
+from looktwice_clients.cli import run
+from tests.clients.conftest import WireServer, red
+
+
+@pytest.fixture
+def inspector(wire: WireServer) -> Iterator[Inspector]:
+    wire.references.clear()
+    with Inspector(max_retries=0) as inspector:
+        yield inspector
+
+
+def test_add_get_list_remove(wire: WireServer, inspector: Inspector) -> None:
+    made = inspector.references.add("bottle", [red(10), red(20)], false_alarm_rate=0.1)
+    assert (made.name, made.images, made.false_alarm_rate) == ("bottle", 2, 0.1)
+    assert inspector.references.get("bottle") == made
+    assert inspector.references.list() == [made]
+    inspector.references.remove("bottle")
+    assert inspector.references.list() == []
+    assert set(wire.requests[0][1]) == {"images", "false_alarm_rate"}
+
+
+def test_the_async_client_says_the_same(wire: WireServer) -> None:
+    wire.references.clear()
+
+    async def run_all() -> Reference:
+        async with AsyncInspector(max_retries=0) as inspector:
+            made = await inspector.references.add("nut", [red(10)], defect_images=[red(200)])
+            assert await inspector.references.list() == [made]
+            found = await inspector.references.get("nut", thumbnails=True)
+            await inspector.references.remove("nut")
+            return found
+
+    found = asyncio.run(run_all())
+    assert found.pictures()[0].size == (40, 30)
+    assert len(wire.requests[0][1]["defect_images"]) == 1
+
+
+def test_a_thumbnail_that_is_none_is_a_reply_error() -> None:
+    reference = Reference(
+        name="x", version="1", images=1, patches=1, false_alarm_rate=0.05, promised_rate=1.0,
+        threshold=0.0, thumbnails=["AAAA"],
+    )  # fmt: skip
+    with pytest.raises(ReplyError, match="no JPEG"):
+        reference.pictures()
+
+
+def test_the_commands_from_add_to_remove(wire, tmp_path, capsys) -> None:
+    wire.references.clear()
+    for index in range(3):
+        red(10 * index).save(tmp_path / f"{index}.png")
+    assert run(["reference", "add", "bottle", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "3 images" in out
+    assert "asked 5.0%, promised 25.0%" in out
+    assert "warning: few" in out
+    assert run(["reference", "list"]) == 0
+    assert capsys.readouterr().out.startswith("bottle     3 images")
+    sheet = tmp_path / "sheets" / "bottle.png"
+    assert run(["reference", "show", "bottle", "--sheet", str(sheet), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["thumbnails"] is None
+    assert Image.open(sheet).width == 3 * 132
+    assert run(["reference", "remove", "bottle"]) == 0
+    assert run(["reference", "list"]) == 0
+    assert "no references yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["show", "no-such"], 1, "no reference named no-such"),
+        (["remove", "no-such"], 1, "no reference named no-such"),
+        (["add", "bottle", "no-such.png"], 1, "no-such.png"),
+        (["add", "bottle"], 2, "Missing argument"),
+        (["add", "bottle", "x.png", "--false-alarm-rate", "2"], 2, "not in the range"),
+    ],
+)
+def test_bad_use_is_one_line(wire, capsys, args, code, says) -> None:
+    assert run(["reference", *args]) == code
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1

@@ -1,0 +1,42 @@
+"""Which version a name means, and for which expert."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from looktwice_server.errors import ReferenceOutdated, UnknownReference
+from looktwice_server.reference_store import ReferenceStore
+from looktwice_server.references import References
+from looktwice_server.settings import Settings
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ReferenceStore:
+    store = ReferenceStore(tmp_path, 9)
+    store.name({"name": "bottle", "version": store.keep(b"bank"), "expert": "mine"})
+    return store
+
+
+def resolve(store: ReferenceStore, expert: str, name: str | None):
+    references = References(store, None, None, expert, Settings())  # nothing is asked of a worker
+    return asyncio.run(references.resolve(name))
+
+
+def test_a_name_means_its_latest_version(store):
+    first = resolve(store, "mine", "bottle").version
+    store.name({"name": "bottle", "version": store.keep(b"another"), "expert": "mine"})
+    second = resolve(store, "mine", "bottle").version
+    assert first != second
+    assert store.path(first).exists()
+    assert resolve(store, "mine", None) is None
+
+
+def test_a_reference_of_another_expert_is_refused(store):
+    with pytest.raises(ReferenceOutdated, match="made with the expert mine, this server runs new"):
+        resolve(store, "new", "bottle")
+
+
+def test_an_unknown_name_is_said(store):
+    with pytest.raises(UnknownReference, match="no reference named 'cup'"):
+        resolve(store, "mine", "cup")

@@ -1,0 +1,187 @@
+"""The reference store: whatever happens to a process or the disk, what is read is whole."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from looktwice_adapters.few_shot import NORMAL, Reference
+from looktwice_adapters.memory_bank import MemoryBank
+from looktwice_adapters.threshold import Threshold
+from looktwice_server import reference_store
+from looktwice_server.errors import (
+    ReferenceOutdated,
+    RequestError,
+    StoreFull,
+    UnknownReference,
+)
+from looktwice_server.reference_store import GRACE_SECONDS, LoadedReferences, ReferenceStore
+
+WRITER = """
+import sys
+from pathlib import Path
+from looktwice_server.reference_store import ReferenceStore
+store = ReferenceStore(Path(sys.argv[1]), 9)
+print("ready", flush=True)
+for number in range(10**6):
+    version = store.keep(bytes([number % 256]) * 400_000)
+    store.name({"name": "part", "version": version, "number": number})
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ReferenceStore:
+    return ReferenceStore(tmp_path, max_names=3)
+
+
+def made(seed: int) -> bytes:
+    """A small reference's file."""
+    tokens = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(seed))
+    threshold = Threshold.fit([0.0, float(seed)], prior=NORMAL)
+    return Reference(MemoryBank.of([[tokens]]), threshold).encode({})
+
+
+def add(store: ReferenceStore, name: str, data: bytes) -> str:
+    version = store.keep(data)
+    store.name({"name": name, "version": version})
+    return version
+
+
+def test_a_version_is_the_hash_of_its_content(store):
+    assert add(store, "one", made(1)) == add(store, "two", made(1)) != add(store, "one", made(2))
+    assert [card["name"] for card in store.cards()] == ["one", "two"]
+
+
+def test_kill_9_while_writing_leaves_a_whole_reference(tmp_path):
+    store = ReferenceStore(tmp_path, 9)
+    for _ in range(3):
+        command = [sys.executable, "-c", WRITER, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            writer.stdout.readline()
+            time.sleep(random.uniform(0.05, 0.4))
+            writer.send_signal(signal.SIGKILL)
+        card = store.card("part")
+        data = store.path(card["version"]).read_bytes()
+        assert data == bytes([card["number"] % 256]) * 400_000
+    for file in tmp_path.rglob("*.part"):
+        os.utime(file, (0, 0))
+    store.clean()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def _write_many(folder: str, name: str, number: int) -> None:
+    store = ReferenceStore(Path(folder), 9)
+    for _ in range(10):
+        add(store, name, made(number))
+
+
+def test_of_two_writers_of_one_name_one_stands_whole(tmp_path):
+    context = get_context("spawn")
+    writers = [
+        context.Process(target=_write_many, args=(str(tmp_path), "part", number))
+        for number in (1, 2)
+    ]
+    for writer in writers:
+        writer.start()
+    store, seen = ReferenceStore(tmp_path, 9), set()
+    while any(writer.is_alive() for writer in writers):
+        for card in store.cards():
+            seen.add(store.path(card["version"]).read_bytes())
+    assert seen <= {made(1), made(2)}
+    assert store.path(store.card("part")["version"]).read_bytes() in (made(1), made(2))
+
+
+def test_a_full_disk_is_said_and_changes_nothing(store, monkeypatch):
+    before = add(store, "part", made(1))
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reference_store.os, "fsync", full)
+    with pytest.raises(StoreFull, match="the disk is full; nothing was changed"):
+        add(store, "part", made(2))
+    assert store.card("part")["version"] == before
+    assert not list(store.path("x").parent.glob("*.part"))
+
+
+def test_a_corrupt_file_is_refused_by_its_hash(store):
+    version = add(store, "part", made(1))
+    loaded = LoadedReferences(store, torch.device("cpu"), 2**20)
+    data = bytearray(store.path(version).read_bytes())
+    data[-5] ^= 1
+    store.path(version).write_bytes(data)
+    with pytest.raises(ValueError, match="is not what was written"):
+        loaded.get(version)
+    store.path(version).unlink()
+    with pytest.raises(ReferenceOutdated, match="broken on the server's disk; add it again"):
+        store.thumbnails("part", version)
+
+
+@pytest.mark.parametrize("card", [b"", b"{", b"[]", b'{"name": "other"}'])
+def test_a_broken_card_is_one_reference_lost_and_no_other(store, card):
+    add(store, "good", made(1))
+    version = add(store, "part", made(2))
+    (store._names / "part.json").write_bytes(card)
+    with pytest.raises(ReferenceOutdated):
+        store.card("part")
+    assert [card["name"] for card in store.cards()] == ["good"]
+    store.name({"name": "part", "version": version})  # adding it again helps
+    assert store.card("part")["version"] == version
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../up", "a/b", "/etc", "a b", "-x", "x" * 65, "ü"]
+)
+def test_what_is_no_name_reaches_no_file(store, name):
+    for call in (store.card, store.remove, lambda name: store.name({"name": name})):
+        with pytest.raises(RequestError, match="a reference's name has 1 to 64"):
+            call(name)
+
+
+def test_a_removed_version_stays_for_the_requests_under_way(store):
+    version = add(store, "part", made(1))
+    os.utime(store.path(version), (0, 0))
+    store.remove("part")
+    store.clean()
+    assert store.path(version).exists()
+    os.utime(store.path(version), (0, time.time() - GRACE_SECONDS - 1))
+    store.clean()
+    assert not store.path(version).exists()
+    with pytest.raises(UnknownReference):
+        store.remove("part")
+
+
+def test_a_version_with_a_name_is_never_cleaned_away(store):
+    version = add(store, "part", made(1))
+    os.utime(store.path(version), (0, 0))
+    store.clean()
+    assert store.path(version).exists()
+
+
+def test_the_list_has_an_end(store):
+    for name in ("a", "b", "c", "a"):
+        add(store, name, made(1))
+    with pytest.raises(StoreFull, match="keeps 3 references"):
+        add(store, "d", made(1))
+
+
+def test_a_worker_keeps_the_latest_banks_within_its_memory(store):
+    versions = [add(store, "part", made(seed)) for seed in range(3)]
+    size = LoadedReferences(store, torch.device("cpu"), 2**20).get(versions[0]).bank.nbytes
+    loaded = LoadedReferences(store, torch.device("cpu"), 2 * size)
+    first = loaded.get(versions[0])
+    assert loaded.get(versions[0]) is first
+    for version in versions[1:]:
+        loaded.get(version)
+    assert len(loaded._kept) == 2
+    assert loaded.get(versions[0]) is not first
+    assert json.dumps(first.threshold.scores) == "[0.0, 0.0]"

@@ -1,0 +1,227 @@
+"""References over the wire: good pictures of a product -> other answers than without them."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.punched_plates import plate
+from tests.server.wire import (
+    Answer,
+    Sent,
+    ask,
+    chat,
+    data_uri,
+    encoded,
+    events,
+    findings,
+    good_uri,
+    image,
+    inspect,
+    text,
+    user,
+)
+from tests.serving import Server
+
+GOOD = [data_uri(encoded(plate(seed))) for seed in range(6)]
+UNSEEN = data_uri(encoded(plate(100)))
+SQUARE = data_uri(encoded(plate(101, square=True)))
+QUESTION = text("Is there any defect?")
+
+
+def put(server: Server, name: str, images=GOOD, **keys) -> Answer:
+    path = f"/v1/references/{name}"
+    return ask(server, Sent(path, {"images": images, **keys}, "PUT"), timeout=120)
+
+
+def get(server: Server, path: str = "", method: str = "GET") -> Answer:
+    return ask(server, Sent(f"/v1/references{path}", method=method))
+
+
+def inspected(server: Server, url: str, **keys) -> dict:
+    [inspection] = ask(server, inspect(url, map=True, **keys)).data["data"]
+    return inspection
+
+
+@pytest.fixture(scope="module")
+def plates(server: Server) -> dict:
+    answer = put(server, "plates")
+    assert answer.status == 200, answer.data
+    return answer.data
+
+
+def test_a_reference_says_what_it_is_and_what_so_few_pictures_promise(server, plates):
+    assert plates["name"] == "plates"
+    assert plates["images"] == 6
+    assert plates["false_alarm_rate"] == 0.05
+    assert plates["promised_rate"] == pytest.approx(1 / 7)
+    assert any("14%" in warning for warning in plates["warnings"])
+    assert get(server, "/plates").data == plates
+    assert plates in get(server).data["data"]
+
+
+def test_thumbnails_come_when_asked_for(server, plates):
+    assert plates["thumbnails"] is None
+    assert len(get(server, "/plates?thumbnails=true").data["thumbnails"]) == 6
+
+
+def test_what_only_the_reference_reveals_is_found_with_it(server, plates):
+    without, against = inspected(server, SQUARE), inspected(server, SQUARE, reference="plates")
+    assert (without["verdict"], against["verdict"]) == ("normal", "anomalous")
+    assert without["reference"] is None
+    assert without["p_value"] is None
+    assert against["reference"] == {"name": "plates", "version": plates["version"]}
+    assert against["p_value"] == pytest.approx(1 / 7)
+    assert against["regions"]
+    assert inspected(server, UNSEEN, reference="plates")["verdict"] != "anomalous"
+
+
+def test_the_model_is_told_and_its_words_follow(server, plates):
+    against = {"inspection": {"reference": "plates", "map": True}}
+    keys = {"max_tokens": 40, "temperature": 0}
+    without = ask(server, chat(image(SQUARE), QUESTION, **keys)).data
+    answer = ask(server, chat(image(SQUARE), QUESTION, **keys, **against)).data
+    words = [data["choices"][0]["message"]["content"] for data in (without, answer)]
+    assert words[0].startswith("No")
+    assert words[1].startswith("Yes")
+    alone = inspected(server, SQUARE, reference="plates")
+    assert findings(answer["inspections"]) == findings([alone])
+
+
+def test_the_tokens_follow_the_reference_without_the_facts_too(server, plates):
+    prompt = chat(image(SQUARE), QUESTION, logprobs=True, inspection={"grounding": False})
+    against = chat(
+        image(SQUARE),
+        QUESTION,
+        logprobs=True,
+        inspection={"grounding": False, "reference": "plates"},
+    )
+    first, second = (
+        ask(server, sent).data["choices"][0]["logprobs"]["content"][0]["logprob"]
+        for sent in (prompt, against)
+    )
+    assert first != second
+
+
+def test_pictures_of_the_conversation_can_be_the_reference(server):
+    parts = [image(GOOD[0]), image(GOOD[1]), image(GOOD[2]), image(SQUARE), QUESTION]
+    sent = chat(*parts, inspection={"reference_images": [0, 1, 2]}, stream=True)
+    [*_, last] = [event for event in events(ask(server, sent)) if event["choices"]]
+    [inspection] = last["inspections"]
+    assert inspection["image"] == 3
+    assert inspection["verdict"] == "anomalous"
+    assert inspection["reference"]["name"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"reference_images": [4]}, "reference_images names image 4, the messages hold 1"),
+        ({"reference_images": [-1]}, "greater than or equal to 0"),
+        ({"reference_images": [0], "reference": "plates"}, "not both"),
+        ({"reference": "no-such"}, "no reference named 'no-such'"),
+        ({"reference": "../names/plates"}, "a reference's name has 1 to 64"),
+    ],
+)
+def test_a_chat_that_names_no_reference_is_refused_in_a_sentence(server, options, says):
+    answer = ask(server, chat(image(good_uri()), QUESTION, inspection=options))
+    assert answer.status in (400, 404)
+    assert says in answer.error["message"]
+
+
+@pytest.mark.parametrize("name", ["..", "%2e%2e%2fplates", ".hidden", "a%20b", "a" * 65, "-a", "é"])
+def test_a_name_that_is_none_writes_nothing(server, name):
+    before = get(server).data["data"]
+    path = name.encode("ascii", "ignore").decode() or "%C3%A9"
+    assert put(server, path, GOOD[:1]).status in (400, 404)
+    assert get(server).data["data"] == before
+
+
+def test_a_broken_picture_is_named_and_nothing_is_changed(server, plates):
+    answer = put(server, "plates", [GOOD[0], "data:image/png;base64,AAAA"])
+    assert answer.status == 400
+    assert answer.error["message"].startswith("images[1]: ")
+    assert get(server, "/plates").data == plates
+
+
+def test_another_products_picture_is_warned_about(server):
+    answer = put(server, "mixed", [*GOOD[:5], good_uri()])
+    assert answer.data["warnings"][0].startswith("image 5 looks unlike the others")
+    get(server, "/mixed", "DELETE")
+
+
+def test_a_removed_reference_is_unknown_to_all_routes(server):
+    put(server, "short-lived", GOOD[:2])
+    assert get(server, "/short-lived", "DELETE").data == {
+        "object": "reference.deleted",
+        "name": "short-lived",
+        "deleted": True,
+    }
+    assert get(server, "/short-lived").status == 404
+    assert get(server, "/short-lived", "DELETE").status == 404
+    answer = ask(server, inspect(UNSEEN, reference="short-lived"))
+    assert answer.status == 404
+    assert answer.error["param"] == "reference"
+
+
+def test_an_update_under_way_leaves_each_answer_with_one_version(server):
+    """Of 32 requests around an update, all with a version have that version's score."""
+    old = put(server, "moving", GOOD[:3]).data["version"]
+    with ThreadPoolExecutor(9) as pool:
+        update = pool.submit(put, server, "moving", GOOD[3:])
+        answers = list(pool.map(lambda _: inspected(server, SQUARE, reference="moving"), range(32)))
+        new = update.result().data["version"]
+    answers.append(inspected(server, SQUARE, reference="moving"))
+    scores: dict[str, set[float]] = {}
+    for answer in answers:
+        scores.setdefault(answer["reference"]["version"], set()).add(answer["score"])
+    assert set(scores) <= {old, new}
+    assert answers[-1]["reference"]["version"] == new
+    assert all(len(found) == 1 for found in scores.values()), scores
+    put(server, "moving", GOOD[:3])
+    again = inspected(server, SQUARE, reference="moving")
+    assert again["reference"]["version"] == old
+    assert again["score"] in scores.get(old, {again["score"]})
+
+
+def test_references_of_a_conversation_are_told_apart_from_its_question(server):
+    messages = [user(image(GOOD[0]), image(UNSEEN), QUESTION)]
+    keys = {"max_tokens": 4, "inspection": {"reference_images": [0]}}
+    answer = ask(server, Sent("/v1/chat/completions", {"messages": messages, **keys})).data
+    assert [inspection["image"] for inspection in answer["inspections"]] == [1]
+
+
+def test_a_broken_file_is_a_409_to_its_users_and_adding_again_helps(server, plates):
+    version = put(server, "brittle", GOOD[2:4]).data["version"]
+    file = server.log.parent / "references" / "versions" / f"{version}.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-9] + b"scratched")
+    with ThreadPoolExecutor(2) as pool:  # in one batch: only one of the two suffers
+        broken, whole = pool.map(
+            lambda name: ask(server, inspect(UNSEEN, reference=name)), ("brittle", "plates")
+        )
+    assert (broken.status, whole.status) == (409, 200)
+    assert "add it again" in broken.error["message"]
+    told = chat(image(UNSEEN), QUESTION, inspection={"reference": "brittle"})
+    assert ask(server, told).status == 409
+    assert put(server, "brittle", GOOD[2:4]).data["version"] == version
+    assert inspected(server, UNSEEN, reference="brittle")["reference"]["version"] == version
+
+
+def test_a_picture_that_was_a_reference_is_inspected_where_it_is_asked_about(server):
+    """The same picture twice in one message: once as it should be, once to be judged."""
+    sent = chat(image(GOOD[0]), image(GOOD[0]), QUESTION, inspection={"reference_images": [0]})
+    [inspection] = ask(server, sent).data["inspections"]
+    assert (inspection["image"], inspection["verdict"]) == (1, "normal")
+
+
+def test_a_follow_up_finds_the_same_reference_of_the_conversation(server):
+    first = [user(image(GOOD[0]), image(SQUARE), QUESTION)]
+    more = [*first, {"role": "assistant", "content": "Yes."}, user(text("Where?"))]
+    options = {"max_tokens": 4, "inspection": {"reference_images": [0]}}
+    versions = {
+        ask(server, Sent("/v1/chat/completions", {"messages": messages, **options})).data[
+            "inspections"
+        ][0]["reference"]["version"]
+        for messages in (first, more)
+    }
+    assert len(versions) == 1
