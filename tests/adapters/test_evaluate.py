@@ -306,6 +306,18 @@ def test_nano_is_measured_and_everything_is_written(cups, tmp_path, capsys):
     }
 
 
+def test_references_and_the_memory_bank_are_measured_in_process(cups, capsys):
+    arguments = ("--shots", "4", "--baseline", "memory", "--draws", "0", "--json")
+    assert run(["evaluate", str(cups), *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    [memory] = found["baselines"].values()
+    for metrics in (found["mean"], memory["mean"]):
+        assert metrics["image_auroc"] == 1
+        assert metrics["pixel_auroc"] > 0.95
+    assert found["mean"]["verdict_recall"] == 1
+    assert memory["mean"]["verdict_accuracy"] is None
+
+
 def test_a_table_in_percent_is_printed_without_json(cups, capsys):
     assert run(["evaluate", str(cups), "--draws", "0", "--limit", "4"]) == 0
     first, second = capsys.readouterr().out.splitlines()
@@ -318,12 +330,12 @@ def test_a_table_in_percent_is_printed_without_json(cups, capsys):
     [
         ([], 2, "name a DATASET_DIR"),
         (["{cups}", "--answers"], 2, "give its --url"),
-        (["{cups}", "--baseline", "magic"], 2, "known are clip, winclip, patchcore, padim, openai"),
+        (["{cups}", "--baseline", "magic"], 2, "known are clip, winclip, memory, patchcore"),
         (["{cups}", "--url", "http://127.0.0.1:9/v1", "--model", "{cups}"], 2, "leave out --model"),
         (["{cups}/train"], 1, "no known data set layout"),
         (["{cups}", "--model", "{cups}"], 1, "holds no config.json"),
         (["{cups}", "--shots", "9"], 1, "cup has 6 pictures in train/good"),
-        (["{cups}", "--shots", "2"], 1, "nano was not run: the expert in process takes no"),
+        (["{cups}", "--baseline", "memory"], 1, "the memory bank needs --shots 1 or more"),
         (["{cups}", "--url", "http://127.0.0.1:9/v1"], 1, "no answer from http://127.0.0.1:9/v1"),
     ],
 )

@@ -48,6 +48,12 @@ def _winclip(argument: str, seed: int) -> Judge:
     return ClipJudge(argument, seed, windows=True)
 
 
+def _memory(argument: str, seed: int) -> Judge:
+    from looktwice_adapters.evaluate.memory import MemoryJudge
+
+    return MemoryJudge(argument)
+
+
 def _patchcore(argument: str, seed: int) -> Judge:
     from looktwice_adapters.evaluate.patch_memory import PatchMemoryJudge
 
@@ -69,6 +75,7 @@ def _vision_model(argument: str, seed: int) -> Judge:
 BASELINES: dict[str, Callable[[str, int], Judge]] = {
     "clip": _clip,
     "winclip": _winclip,
+    "memory": _memory,
     "patchcore": _patchcore,
     "padim": _padim,
     "openai": _vision_model,

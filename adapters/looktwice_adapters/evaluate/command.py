@@ -62,8 +62,8 @@ QUESTION = "Is there a defect in this picture?"
     multiple=True,
     metavar="NAME[:WITH]",
     help="Measure beside it, several times if you like: clip[:MODEL@WEIGHTS], "
-    "winclip[:MODEL@WEIGHTS] (open_clip), patchcore[:NETWORK], padim[:NETWORK] (timm, with "
-    "--shots), openai:URL[#MODEL] (any vision model).",
+    "winclip[:MODEL@WEIGHTS] (open_clip), memory[:CHECKPOINT], patchcore[:NETWORK], "
+    "padim[:NETWORK] (timm; these three with --shots), openai:URL[#MODEL] (any vision model).",
 )
 @click.option(
     "--questions",

@@ -1,0 +1,60 @@
+"""The memory bank alone as a judge: K normal pictures -> distance to their nearest patch.
+
+AnomalyGPT's few-shot map (section 3.3) on the tower of a checkpoint's expert, without the expert:
+what the references bring by themselves. Distances have no threshold, so that there is no verdict.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from looktwice_adapters.checkpoint import ExpertFileError
+from looktwice_adapters.datasets import Sample, read_sample
+from looktwice_adapters.evaluate.baselines import BaselineError
+from looktwice_adapters.evaluate.detector import CheckpointError, Detector, shipped_checkpoint
+from looktwice_adapters.evaluate.judge import Judgement, ReferencesError
+from looktwice_adapters.few_shot import image_evidence
+from looktwice_adapters.memory_bank import MemoryBank
+
+
+class MemoryJudge:
+    """Judges by the mean of the strongest 2 % of a picture's distances."""
+
+    def __init__(self, folder: str) -> None:
+        """Load the tower of a checkpoint folder, the shipped one's where empty.
+
+        Raises:
+            BaselineError: it holds no expert with a tower of its own.
+        """
+        try:
+            path = Path(folder) if folder else shipped_checkpoint()
+            self.detector = Detector.from_folder(path)
+        except (CheckpointError, ExpertFileError) as error:
+            raise BaselineError(str(error)) from error
+        self.name = f"memory bank of {path.resolve().name}"
+        self.bank: MemoryBank | None = None
+
+    def prepare(self, product: str, references: Sequence[Sample]) -> None:
+        """Fill the bank with every patch of the references.
+
+        Raises:
+            ReferencesError: there are none.
+        """
+        if not references:
+            raise ReferencesError("the memory bank needs --shots 1 or more")
+        looked = [self.detector.look(read_sample(sample)) for sample in references]
+        self.bank = MemoryBank.of([one.tokens for one in looked])
+
+    @torch.inference_mode()
+    def judge(self, sample: Sample) -> Judgement:
+        """Distance of the picture, and of each place."""
+        assert self.bank is not None  # prepared
+        picture = read_sample(sample)
+        looked = self.detector.look(picture)
+        distance = self.bank.distances(looked.tokens).view_as(looked.suspicion)
+        whole = self.detector.stitched(distance, picture).numpy()
+        return Judgement(image_evidence(distance), None, whole)
+
+    def close(self) -> None:
+        """Nothing is held open."""
