@@ -74,6 +74,11 @@ class Averaged(nn.Module):
         for index, name in enumerate(self.names):
             self.register_buffer(f"average_{index}", expert.get_parameter(name).detach().clone())
 
+    def forward(self, batch: Shard, training: ExpertTraining, step: int) -> Tensor:
+        """The loss of a step's batch, before which the average follows the last step."""
+        self.follow(step)
+        return expert_loss(self.expert, batch, training, step)
+
     @torch.no_grad()
     def follow(self, step: int) -> None:
         """Move the average towards the weights, faster at first."""
@@ -125,7 +130,10 @@ def noisy(tokens: list[Tensor], training: ExpertTraining, step: int) -> list[Ten
     """Tokens with some Gaussian noise, by seed and step alone."""
     chance = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
     amount = training.feature_noise * torch.rand((), generator=chance)
-    return [part + amount * torch.randn(part.shape, generator=chance) for part in tokens]
+    return [
+        part + (amount * torch.randn(part.shape, generator=chance)).to(part.device)
+        for part in tokens
+    ]
 
 
 def expert_loss(expert: AnomalyExpert, batch: Shard, training: ExpertTraining, step: int) -> Tensor:
@@ -197,13 +205,12 @@ def train_expert(
     if resume:
         run.resume()
 
-    def loss_at(step: int) -> Tensor:
-        averaged.follow(step)
-        return expert_loss(expert, batch_at(step, shards, training), training, step)
+    def inputs_at(step: int) -> tuple[Shard, ExpertTraining, int]:
+        return batch_at(step, shards, training), training, step
 
-    run.train(loss_at, "expert")
+    run.train(inputs_at, "expert")
     averaged.follow(schedule.steps)
-    return averaged.settled()
+    return averaged.cpu().settled()
 
 
 def widened(attention: dict[str, Tensor], key_size: int) -> dict[str, Tensor]:

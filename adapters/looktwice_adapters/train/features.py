@@ -87,6 +87,15 @@ class Shard:
             self.labels[chosen],
         )
 
+    def to(self, device: torch.device | str, **options: bool) -> "Shard":
+        """The same on a device."""
+        return Shard(
+            [level.to(device, **options) for level in self.tokens],
+            self.masks.to(device, **options),
+            self.crops_per_image,
+            self.labels.to(device, **options),
+        )
+
 
 @lru_cache(maxsize=1)
 def frozen_tower(weights: Path) -> TimmTower:

@@ -10,8 +10,8 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from looktwice_adapters.checkpoint import check_state
 from looktwice_adapters.expert import ExpertConfig
-from looktwice_adapters.train.assistant import Assistant
 from looktwice_adapters.train.hub_format import nano_config, write_checkpoint, write_json
+from looktwice_adapters.train.nano_assistant import Assistant
 from looktwice_adapters.train.tokenizer import kept_tokenizer
 
 SELECTOR = "llm_q_former."

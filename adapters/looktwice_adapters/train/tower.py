@@ -117,14 +117,17 @@ class Student(nn.Module):
             getattr(self, f"mean_{index}").copy_(level.mean((0, 1)))
             getattr(self, f"std_{index}").copy_(level.std((0, 1)).clamp_min(1e-3))
 
-    def loss(self, pixels: Tensor, levels: list[Tensor]) -> Tensor:
+    def forward(self, pixels: Tensor, levels: list[Tensor]) -> Tensor:
         """Mean squared error of the standardised teacher's tokens, averaged over levels."""
-        states = self.tower(pixels, output_hidden_states=True).hidden_states
-        losses = []
-        for index, (tap, level) in enumerate(zip(self.training_config.taps, levels, strict=True)):
-            target = (level - getattr(self, f"mean_{index}")) / getattr(self, f"std_{index}")
-            losses.append((self.heads[index](states[tap]).float() - target).pow(2).mean())
-        return torch.stack(losses).mean()
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            states = self.tower(pixels, output_hidden_states=True).hidden_states
+            losses = []
+            for index, (tap, level) in enumerate(
+                zip(self.training_config.taps, levels, strict=True)
+            ):
+                target = (level - getattr(self, f"mean_{index}")) / getattr(self, f"std_{index}")
+                losses.append((self.heads[index](states[tap]).float() - target).pow(2).mean())
+            return torch.stack(losses).mean()
 
 
 def train_tower(
@@ -146,14 +149,16 @@ def train_tower(
     if resume:
         run.resume()
 
-    def loss_at(step: int) -> Tensor:
-        pixels = batch(step, training.batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            levels = teacher(pixels.to(memory_format=torch.channels_last))[0]
-            return student.loss(pixels, levels)
+    device = run.accelerator.device
+    teacher.to(device)
 
-    run.train(loss_at, "tower")
-    return student.tower
+    def inputs_at(step: int) -> tuple[Tensor, list[Tensor]]:
+        pixels = batch(step, training.batch).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            return pixels, teacher(pixels.to(memory_format=torch.channels_last))[0]
+
+    run.train(inputs_at, "tower")
+    return student.cpu().tower
 
 
 @click.command("tower")

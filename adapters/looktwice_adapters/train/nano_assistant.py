@@ -1,4 +1,4 @@
-"""Training the assistant: dialogues about inspections -> projector and small language model.
+"""nano's assistant: made-up dialogues -> projector and small language model, from nothing.
 
 Two stages. First on text: pictures are a few random embeddings, so that steps are cheap and the
 facts sentence is all there is to read. Then on real pictures: their tokens, the anomaly prompt and
@@ -70,7 +70,7 @@ class Assistant(nn.Module):
 
     def embed(self, sequences: list[Sequence]) -> Tensor:
         """Input embeddings (B, T, D): tokens, and the pictures' features in their slots."""
-        ids = padded([sequence.ids for sequence in sequences], 0)
+        ids = padded([sequence.ids for sequence in sequences], 0).to(self.image_newline.device)
         embedded = self.language_model.embed_tokens(ids)
         features = [self.features(picture) for s in sequences for picture in s.pictures]
         if features:
@@ -80,15 +80,23 @@ class Assistant(nn.Module):
 
     def features(self, picture: PictureSlots) -> Tensor:
         """A picture's embeddings in the order of its slots: (before + behind, D)."""
+        device = self.image_newline.device
         if isinstance(picture, RandomPicture):
-            return torch.where(picture.newlines.unsqueeze(-1), self.image_newline, picture.rows)
+            newlines = picture.newlines.unsqueeze(-1).to(device)
+            return torch.where(newlines, self.image_newline, picture.rows.to(device))
         assert isinstance(picture, SeenPicture)
-        tokens, maps = picture.look.tokens.float(), picture.significance
+        tokens = picture.look.tokens.to(device).float()
+        maps = picture.significance.to(device)
         selected = select_tokens(self.llm_q_former, tokens, maps)  # (B, 4, C)
         global_token = weighted_mean(selected, maps, [len(tokens)])  # (1, C)
         rows = torch.cat((tokens.flatten(0, 1), selected.flatten(0, 1), global_token))
         rows = torch.cat((self.projector(rows), self.image_newline.unsqueeze(0)))
         return rows[picture.order]
+
+    def forward(self, sequences: list[Sequence]) -> Tensor:
+        """The loss in bfloat16 where that is precise enough."""
+        with torch.autocast(self.image_newline.device.type, torch.bfloat16):
+            return self.loss(sequences)
 
     def loss(self, sequences: list[Sequence]) -> Tensor:
         """Weighted mean cross-entropy of the supervised tokens.
@@ -98,7 +106,7 @@ class Assistant(nn.Module):
         hidden = self.language_model(
             inputs_embeds=self.embed(sequences), use_cache=False
         ).last_hidden_state
-        marks = padded([sequence.labels for sequence in sequences], IGNORED)
+        marks = padded([sequence.labels for sequence in sequences], IGNORED).to(hidden.device)
         labels = marks[:, 1:]
         wanted = labels != IGNORED
         logits = hidden[:, :-1][wanted] @ self.language_model.embed_tokens.weight.T
@@ -239,14 +247,11 @@ def train_assistant(
     if resume:
         run.resume()
 
-    def loss_at(step: int) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return assistant.loss(batches(step))
-
-    run.train(loss_at, f"assistant, {folder.name}")
+    run.train(lambda step: (batches(step),), f"assistant, {folder.name}")
+    assistant.cpu()
 
 
-@click.command("assistant")
+@click.command("nano-assistant")
 @click.option("--tower", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--pictures", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
@@ -259,7 +264,7 @@ def train_assistant(
     help="Keep the selector of the LLM's tokens of this expert.safetensors; else one is trained.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoints in --out.")
-def assistant(
+def nano_assistant(
     tower: Path,
     pictures: Path,
     out: Path,
