@@ -10,8 +10,9 @@ COMMANDS = {
     "synthesis": "looktwice_adapters.train.contact_sheet:synthesis",
     "expert": "looktwice_adapters.train.expert:expert",
     "tower": "looktwice_adapters.train.tower:tower",
-    "assistant": "looktwice_adapters.train.assistant:assistant",
+    "nano-assistant": "looktwice_adapters.train.nano_assistant:nano_assistant",
     "nano": "looktwice_adapters.train.nano:nano",
+    "assistant": "looktwice_adapters.train.assistant:assistant",
 }
 
 

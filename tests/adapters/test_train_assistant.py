@@ -1,0 +1,279 @@
+"""Stage 2 on an existing checkpoint: the served prompt, answers alone, frozen sight, resumable."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoProcessor
+
+from looktwice_adapters.train.assistant import (
+    Examples,
+    Stage2,
+    load_assistant,
+    train_assistant,
+    write_like,
+)
+from looktwice_adapters.train.conversations import (
+    ConversationError,
+    Message,
+    read_conversations,
+)
+from looktwice_adapters.train.frozen_sight import FrozenSight, read_section
+from looktwice_adapters.train.run import Run, Schedule
+from looktwice_adapters.train.sequences import IGNORED
+from looktwice_adapters.train.served_prompt import served_prompt
+from looktwice_clients.cli import run as looktwice
+from tests.parity.reference import Reference
+
+NANO = Path(__file__).parents[2] / "models" / "nano"
+# As llava-hf's checkpoints write theirs: a blank before a history's answer, none before a new one.
+HUB_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ '\n' + part['text'] }}"
+    "{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+FACTS = "Inspection: anomalous, 1 region: right.\n"
+SCHEDULE = Schedule(3, 1e-3, warmup=1, weight_decay=0.0, save_every=1, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoProcessor.from_pretrained(NANO).tokenizer
+
+
+@pytest.fixture
+def file(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(rng.integers(0, 256, (60, 90, 3), np.uint8)).save(tmp_path / name)
+    records = [
+        {
+            "id": "one",
+            "image": "a.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nIs it a bolt?"},
+                {"from": "gpt", "value": "Yes, a rusty bolt."},
+                {"from": "human", "value": "How rusty?"},
+                {"from": "gpt", "value": "Very."},
+            ],
+        },
+        {
+            "id": "two",
+            "image": ["a.png", "b.png"],
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                {"from": "human", "value": "Compare."},
+                {"from": "gpt", "value": "Alike."},
+            ],
+        },
+    ]
+    path = tmp_path / "conversations.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_llavas_json_is_read_with_its_pictures_and_without_its_marks(file):
+    one, two = read_conversations(file)
+    assert one.messages[0] == Message("user", "Is it a bolt?", (file.parent / "a.png",))
+    assert [message.text for message in one.messages[1:]] == [
+        "Yes, a rusty bolt.",
+        "How rusty?",
+        "Very.",
+    ]
+    assert two.messages[1].pictures == (file.parent / "a.png", file.parent / "b.png")
+    lines = file.with_suffix(".jsonl")
+    lines.write_text("\n".join(json.dumps(record) for record in json.loads(file.read_text())))
+    assert read_conversations(lines)[0].messages == one.messages
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"image": "c.png"}, "record 0 .*no picture at .*c.png"),
+        ({"image": ["a.png", "b.png"]}, "2 pictures, but 1 times <image>"),
+        ({"conversations": "none"}, "no list `conversations`"),
+        ({"conversations": [{"from": "human", "value": "<image>Hi"}]}, "gpt last"),
+        ({"conversations": [{"from": "bot", "value": "Hi"}]}, "from is 'bot'"),
+        ({"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": ""}]},
+         "1 empty answers"),
+    ],
+)  # fmt: skip
+def test_a_record_that_cannot_be_trained_on_is_named(file, change, complaint):
+    records = json.loads(file.read_text())
+    file.write_text(json.dumps([records[0] | change]))
+    with pytest.raises(ConversationError, match=complaint):
+        read_conversations(file)
+
+
+@pytest.mark.parametrize("template", ["nano", "hub"])
+def test_the_prompt_of_the_last_answer_is_the_one_that_is_served(file, tokenizer, template):
+    chat = tokenizer.chat_template if template == "nano" else HUB_TEMPLATE
+    conversation = read_conversations(file)[0]
+    ids, labels = served_prompt(tokenizer, chat, conversation, [FACTS])
+    parts = [{"type": "image"}, {"type": "text", "text": "Is it a bolt?"}]
+    history = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes, a rusty bolt."}]},
+        {"role": "user", "content": [{"type": "text", "text": "How rusty?"}]},
+    ]
+    text = tokenizer.apply_chat_template(
+        history, chat_template=chat, tokenize=False, add_generation_prompt=True
+    )
+    served = tokenizer.encode(text, add_special_tokens=False)
+    place = served.index(tokenizer.convert_tokens_to_ids("<image>")) + 1
+    served[place:place] = tokenizer.encode(FACTS, add_special_tokens=False)
+    assert ids[: len(served)] == served
+    assert tokenizer.decode(ids[len(served) :]).startswith("Very.<|im_end|>")
+    said = tokenizer.decode([label for label in labels if label != IGNORED])
+    assert said == "Yes, a rusty bolt.<|im_end|>Very.<|im_end|>"
+    assert len(labels) == len(ids)
+
+
+def trained_parts(stage):
+    model, assistant, processor = load_assistant(NANO, stage)
+    from looktwice_adapters.checkpoint import load_expert
+
+    expert = load_expert(*read_section(NANO, None))
+    sight = FrozenSight(model, processor.image_processor, expert, torch.device("cpu"))
+    return assistant, sight, processor
+
+
+def test_a_pictures_embeddings_equal_the_published_codes(file):
+    picture = Image.open(file.parent / "a.png").resize((300, 200))
+    assistant, sight, _ = trained_parts(Stage2())
+    sight.tower.float()
+    seen = sight.look(np.asarray(picture))
+    reference = Reference.of_folder(NANO).see(picture)
+    assert seen.adverb == reference.adverb
+    assert seen.grid == tuple(reference.grid)
+    with torch.no_grad():
+        features = assistant.features(seen)
+    torch.testing.assert_close(features, reference.embeddings, atol=2e-3, rtol=1e-3)
+
+
+def test_only_projector_and_language_model_learn(file):
+    for rank in (0, 4):
+        assistant, _, _ = trained_parts(Stage2(lora_rank=rank))
+        learns = {name.split(".")[0] for name, p in assistant.named_parameters() if p.requires_grad}
+        assert learns - {"head"} == {"projector", "image_newline", "language_model"}
+        lora = [n for n, p in assistant.named_parameters() if p.requires_grad and "lora" in n]
+        assert bool(lora) == bool(rank)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_answers(file):
+    stage = Stage2(facts_share=1.0)
+    assistant, sight, processor = trained_parts(stage)
+    examples = Examples(read_conversations(file), sight, processor, stage)
+    batch = [examples.example(conversation) for conversation in examples.conversations]
+    assert tokenizer_text(processor, batch[0]).count("Inspection: ") == 1
+    with torch.no_grad():
+        loss = assistant(batch)
+        total, count = 0.0, 0
+        for example in batch:
+            embedded, labels = assistant.embed(example)
+            logits = assistant.head(assistant.language_model(inputs_embeds=embedded[None])[0][0])
+            chances = logits.log_softmax(-1)
+            for place, label in enumerate(labels):
+                if label != IGNORED:
+                    total -= chances[place - 1, label].item()
+                    count += 1
+    assert loss.item() == pytest.approx(total / count, rel=0.02)  # bfloat16
+
+
+def tokenizer_text(processor, example):
+    return processor.tokenizer.decode(example.ids)
+
+
+def test_the_facts_are_told_in_the_asked_share_of_conversations(file):
+    stage = Stage2(facts_share=0.5)
+    _, sight, processor = trained_parts(stage)
+    examples = Examples(read_conversations(file), sight, processor, stage)
+    told = [
+        "Inspection: " in tokenizer_text(processor, examples.example(examples.conversations[0], i))
+        for i in range(12)
+    ]
+    assert 2 <= sum(told) <= 10
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_resumed_run_equals_an_uninterrupted_one(file, tmp_path, monkeypatch, rank):
+    conversations, stage = read_conversations(file), Stage2(lora_rank=rank, checkpointing=True)
+    whole = train_assistant(NANO, None, conversations, stage, SCHEDULE, tmp_path / "whole")
+    update = Run.update
+
+    def interrupted(self, inputs_at):
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return update(self, inputs_at)
+
+    monkeypatch.setattr(Run, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_assistant(NANO, None, conversations, stage, SCHEDULE, tmp_path / "parts")
+    monkeypatch.setattr(Run, "update", update)
+    again = train_assistant(NANO, None, conversations, stage, SCHEDULE, tmp_path / "parts", True)
+    state = again.state_dict()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "parts" / "log.jsonl").open()]
+    assert len(losses) == 3
+
+
+def test_the_command_writes_a_checkpoint_like_the_one_it_began_with(file, tmp_path):
+    out = tmp_path / "out"
+    options = ["--conversations", str(file), "--out", str(out), "--lora", "4", "--steps", "2"]
+    assert looktwice(["train", "assistant", "--model", str(NANO), *options]) == 0
+    before, after = load_file(NANO / "model.safetensors"), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith(("language_model", "multi_modal", "image_new")) for name in changed)
+    for name in ("config.json", "expert.safetensors", "tokenizer.json", "chat_template.jinja"):
+        assert digest(out / name) == digest(NANO / name)
+    assert json.loads((out / "training.json").read_text())["stage"]["lora_rank"] == 4
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_an_untied_head_is_written_under_the_hubs_name(tmp_path):
+    model, _, _ = load_assistant(NANO, Stage2())
+    model.config.tie_word_embeddings = False
+    (tmp_path / "out").mkdir()
+    write_like(NANO, model, tmp_path / "out")
+    assert "language_model.lm_head.weight" in load_file(tmp_path / "out" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--model", "{tmp}"], "config.json"),
+        (["--conversations", "{tmp}/empty.json"], "holds no list of conversations"),
+        (["--lora", "-1"], "--lora"),
+    ],
+)
+def test_wrong_options_are_one_line(file, tmp_path, capsys, options, complaint):
+    (tmp_path / "empty.json").write_text("[]")
+    given = {"--model": str(NANO), "--conversations": str(file), "--out": str(tmp_path / "out")}
+    given |= {options[0]: options[1].format(tmp=tmp_path)}
+    assert looktwice(["train", "assistant", *(word for pair in given.items() for word in pair)])
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
+
+
+def test_a_long_conversation_is_cut_at_the_context(file):
+    assistant, sight, processor = trained_parts(Stage2(context=40))
+    example = Examples(read_conversations(file), sight, processor, Stage2()).example(
+        read_conversations(file)[0]
+    )
+    embedded, labels = assistant.embed(example)
+    assert len(embedded) == len(labels) == 40
+    assert torch.isfinite(assistant([example]))
