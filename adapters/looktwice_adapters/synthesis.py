@@ -23,6 +23,7 @@ Box = tuple[int, int, int, int]  # top, left, bottom, right
 PATCH_SIDE = (0.03, 0.4)  # least, and most
 PATCH_GAMMA = (2.0, 0.05)  # shape and scale of what is added to the least
 PATCH_RESIZE = (0.7, 1.3)
+SMALLEST_PATCH = 16  # pixels; of smaller ones the blending leaves nothing
 PATCHES = 3  # at most
 MIN_OBJECT = 0.25  # share of a patch that must come from a part
 MIN_OVERLAP = 0.25  # share of a patch that must land on the part
@@ -496,13 +497,16 @@ def paste_patch(
     width_of_part = np.sqrt(max(int(part.sum()), part.size // 20))
     for _ in range(tries):
         shares = np.clip(PATCH_SIDE[0] + rng.gamma(*PATCH_GAMMA, 2), *PATCH_SIDE)
-        cut = np.maximum(8, (shares * width_of_part).astype(int))
+        cut = np.maximum(SMALLEST_PATCH, (shares * width_of_part).astype(int))
         factor = np.clip(rng.normal(1, 0.5), *PATCH_RESIZE)
-        height, width = np.maximum(8, (cut * factor).astype(int)).tolist()
+        height, width = np.maximum(SMALLEST_PATCH, (cut * factor).astype(int)).tolist()
         rows, columns = part.shape
         if height > rows - 2 or width > columns - 2 or (cut > source.shape[:2]).any():
             continue
-        y, x = (int(rng.integers(side - take + 1)) for side, take in zip(source.shape, cut))
+        y, x = (
+            int(rng.integers(side - take + 1))
+            for side, take in zip(source.shape[:2], cut, strict=True)
+        )
         window = (slice(y, y + int(cut[0])), slice(x, x + int(cut[1])))
         middle = spot_on(part, rng)
         top = int(np.clip(middle[0] - height // 2, 1, rows - height - 1))
