@@ -31,7 +31,7 @@ from looktwice_adapters.train.hub_format import (
     write_json,
 )
 from looktwice_adapters.train.looks import Layout, Look, crop_maps, layout, take_looks
-from looktwice_adapters.train.run import Run, Schedule
+from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
 from looktwice_adapters.train.sequences import (
     IGNORED,
     PictureSlots,
@@ -252,15 +252,30 @@ def train_assistant(
 
 
 @click.command("nano-assistant")
-@click.option("--tower", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--pictures", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--tower",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder that `looktwice train tower` filled.",
+)
+@click.option(
+    "--pictures",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of any pictures, such as `looktwice train pictures` fills.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for tokenizer, both stages' runs and the finished assistant.",
+)
 @click.option("--text-steps", default=2000, show_default=True, help="Steps on text alone.")
 @click.option("--picture-steps", default=800, show_default=True, help="Steps on real pictures.")
 @click.option("--looks", default=600, show_default=True, help="Pictures of the second stage.")
 @click.option(
     "--expert",
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Keep the selector of the LLM's tokens of this expert.safetensors; else one is trained.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoints in --out.")
@@ -274,10 +289,11 @@ def nano_assistant(
     expert: Path | None,
     resume: bool,
 ) -> None:
-    """Train the small language model to talk about inspections, on made-up ones.
+    """Train nano's language model from nothing, on made-up conversations about inspections.
 
-    --tower is the folder that `looktwice train tower` filled, --pictures a folder of any pictures.
+    For a checkpoint that can talk already: `looktwice train assistant`.
     """
+    refuse_overwriting(out / "text", resume)
     tokenizer = kept_tokenizer(out / "tokenizer")
     torch.manual_seed(0)
     model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
