@@ -107,9 +107,8 @@ class Assistant(nn.Module):
     def features(self, sight: Sight) -> Tensor:
         """A picture's embeddings in the served order: AnyRes features, then the anomaly prompt."""
         dtype = self.projector.linear_1.weight.dtype
-        size = torch.tensor([sight.size])
         tokens = self.projector(sight.tokens.to(dtype))
-        (image,), _ = self.pack([tokens], size, self.image_newline)
+        (image,), _ = self.pack([tokens], [sight.size], self.image_newline)
         phrase = torch.tensor(self.phrases[sight.adverb], device=image.device)
         return append_prompt(
             image,

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers.initialization import no_init_weights
 from transformers.models.llava_onevision.modeling_llava_onevision import (
     get_anyres_image_grid_shape,
 )
@@ -32,7 +33,7 @@ MASTER, MOMENTS, GRADIENT = 4, 8, 4  # bytes of a trained parameter in float32, 
 PHRASE_TOKENS = 6
 SELECTED = 4  # suspicious tokens of a crop
 HUB_SIDES = [384 * count for count in range(1, 7)]
-# hidden, intermediate, layers, heads, key-value heads, vocabulary, tied head: the hub's checkpoints.
+# Of the hub's: hidden, intermediate, layers, heads, key-value heads, vocabulary, tied head.
 HUB_LANGUAGE_MODELS = {
     "0.5b": (896, 4864, 24, 14, 2, 152000, True),
     "7b": (3584, 18944, 28, 28, 4, 152128, False),
@@ -126,7 +127,9 @@ def counted(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -> tuple[Es
     )
     crops, channels = 1 + int(rows) * int(columns), vision.hidden_size
     with FakeTensorMode(), torch.device("cpu"):
-        model = LlavaOnevisionForConditionalGeneration(config).bfloat16()
+        with no_init_weights():
+            model = LlavaOnevisionForConditionalGeneration(config).bfloat16()
+        model.tie_weights()
         parameters = sum(p.numel() for p in model.parameters())
         phrases = [[0] * PHRASE_TOKENS] * 3
         assistant = Assistant(model, phrases, replace(stage, checkpointing=False))
