@@ -7,6 +7,7 @@ weights, or low-rank adapters (LoRA) that are merged at the end: the server load
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -63,6 +64,12 @@ class Example:
         return Example(self.ids, self.labels, [s.to(device, non_blocking) for s in self.sights])
 
 
+def convert(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    """Change parameters' type in place: tied ones stay tied, fake ones are fine too."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)
+
+
 class Assistant(nn.Module):
     """The trainable part of a checkpoint: projector, newline, language model, its head."""
 
@@ -93,10 +100,9 @@ class Assistant(nn.Module):
                 r=stage.lora_rank, lora_alpha=2 * stage.lora_rank, target_modules="all-linear"
             )
             self.language_model = get_peft_model(self.language_model, config)
-            self.projector.float()
-            self.image_newline.data = self.image_newline.data.float()
+            convert([*self.projector.parameters(), self.image_newline], torch.float32)
         else:
-            self.float()
+            convert(self.parameters(), torch.float32)
             self.language_model.requires_grad_(True)
             self.head.requires_grad_(True)
         self.projector.requires_grad_(True)

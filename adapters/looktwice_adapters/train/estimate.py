@@ -25,7 +25,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
     get_anyres_image_grid_shape,
 )
 
-from looktwice_adapters.train.assistant import Assistant, Stage2
+from looktwice_adapters.train.assistant import Assistant, Stage2, convert
 from looktwice_adapters.train.frozen_sight import Sight
 
 GIB = 2**30
@@ -128,8 +128,9 @@ def counted(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -> tuple[Es
     crops, channels = 1 + int(rows) * int(columns), vision.hidden_size
     with FakeTensorMode(), torch.device("cpu"):
         with no_init_weights():
-            model = LlavaOnevisionForConditionalGeneration(config).bfloat16()
+            model = LlavaOnevisionForConditionalGeneration(config)
         model.tie_weights()
+        convert(model.parameters(), torch.bfloat16)
         parameters = sum(p.numel() for p in model.parameters())
         phrases = [[0] * PHRASE_TOKENS] * 3
         assistant = Assistant(model, phrases, replace(stage, checkpointing=False))

@@ -136,6 +136,9 @@ def train_tower(
     """Distil the teacher into a fresh student, or go on with one, and give its tower."""
     training = TowerTraining()
     torch.manual_seed(training.seed)
+    teacher.network.to(memory_format=torch.channels_last)
+    # Autocast leaves the stages in bfloat16, which antialiased resampling does not know on CPU.
+    teacher.network.register_forward_hook(lambda _, __, stages: [s.float() for s in stages])
 
     def batch(step: int, size: int) -> Tensor:
         generator = np.random.default_rng((training.seed, step))
@@ -194,9 +197,6 @@ def tower(
     read = read_pictures(pictures, limit, 288, 128)
     network = TimmTower(TEACHER)
     load_lite0(network, teacher or lite0_weights())
-    network.network.to(memory_format=torch.channels_last)
-    # Autocast leaves the stages in bfloat16, which antialiased resampling does not know on CPU.
-    network.network.register_forward_hook(lambda _, __, stages: [s.float() for s in stages])
     student = train_tower(read, network, out, steps, resume)
     weights = {name: value.contiguous() for name, value in student.state_dict().items()}
     save_file(weights, out / "tower.safetensors")
