@@ -15,8 +15,8 @@ from pathlib import Path
 
 import click
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
@@ -118,6 +118,22 @@ def kept_for_backward(outside: set[int]) -> Iterator[dict[int, int]]:
         yield kept
 
 
+def fake(*roots: nn.Module) -> None:
+    """Put fake tensors in place of parameters and buffers that have no memory; ties stay."""
+    made: dict[int, Tensor] = {}
+    for module in (module for root in roots for module in root.modules()):
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or isinstance(tensor, FakeTensor):
+                    continue
+                if id(tensor) not in made:
+                    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    learns = tensor.requires_grad
+                    parameter = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(empty, learns) if parameter else empty
+                tensors[name] = made[id(tensor)]  # type: ignore[assignment]
+
+
 def counted(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -> tuple[Estimate, int]:
     """A checkpoint of these sizes traced as it is, and the bytes of a layer's input."""
     vision = config.vision_config
@@ -126,7 +142,7 @@ def counted(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -> tuple[Es
         load.picture, config.image_grid_pinpoints, vision.image_size
     )
     crops, channels = 1 + int(rows) * int(columns), vision.hidden_size
-    with FakeTensorMode(), torch.device("cpu"):
+    with torch.device("meta"):
         with no_init_weights():
             model = LlavaOnevisionForConditionalGeneration(config)
         model.tie_weights()
@@ -134,6 +150,8 @@ def counted(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -> tuple[Es
         parameters = sum(p.numel() for p in model.parameters())
         phrases = [[0] * PHRASE_TOKENS] * 3
         assistant = Assistant(model, phrases, replace(stage, checkpointing=False))
+    with FakeTensorMode(), torch.device("cpu"):
+        fake(model, assistant)
         trained = sum(p.numel() for p in assistant.parameters() if p.requires_grad)
         weights = {p.untyped_storage()._cdata: p.nbytes for p in model.parameters()}
         weights |= {p.untyped_storage()._cdata: p.nbytes for p in assistant.parameters()}
