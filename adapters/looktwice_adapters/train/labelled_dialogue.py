@@ -166,7 +166,7 @@ def dialogue(
     for number, (path, facts) in enumerate(labelled):
         conversation = make_dialogue(random.Random(f"{seed} {number}"), [facts])
         records.append(to_llava(conversation, f"{number:06d}", [path]))
-    path = out / "conversations.json"
-    path.write_text(json.dumps(records, indent=1) + "\n")
+    written = out / "conversations.json"
+    written.write_text(json.dumps(records, indent=1) + "\n")
     defects = sum(facts.verdict == "anomalous" for _, facts in labelled)
-    click.echo(f"{path}: {len(records)} conversations, {defects} about a defect")
+    click.echo(f"{written}: {len(records)} conversations, {defects} about a defect")
