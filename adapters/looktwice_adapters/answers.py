@@ -32,7 +32,8 @@ class Facts:
     """What an inspection says about one picture.
 
     `positions` has one place for every region, highest score first; `stated` is false where the
-    prompt carries the adverb alone (no facts sentence).
+    prompt carries the adverb alone (no facts sentence). A label knows more than an inspection:
+    product, kind and area (share of the picture) of the defect; they are None where nobody does.
     """
 
     verdict: Verdict = "normal"
@@ -40,6 +41,10 @@ class Facts:
     adverb: Adverb = "slightly"
     reference: str | None = None
     stated: bool = True
+    product: str | None = None
+    kind: str | None = None
+    area: float | None = None
+    description: str | None = None  # what the product should look like
 
     @property
     def named(self) -> list[str]:
@@ -61,6 +66,8 @@ def finding(facts: Facts) -> str:
             return f"{UNDECIDED} The most suspicious place: {facts.here}."
         return UNDECIDED
     if not facts.positions:
+        if facts.kind:
+            return f"The part has a defect: {facts.kind}."
         return f"The features of the picture are {facts.adverb} suspicious."
     count = len(facts.positions)
     if count == 1:
@@ -95,13 +102,18 @@ def _either(facts: Facts, rng: random.Random) -> str:
     return f"The verdict is {facts.verdict}. {finding(facts)}"
 
 
+def _unmarked(facts: Facts) -> str:
+    """Who knows the place of a defect without a position."""
+    return "Nobody marked its place." if facts.kind else "The anomaly map shows where."
+
+
 def _where(facts: Facts, rng: random.Random) -> str:
     if facts.verdict == "normal":
         return "Nowhere. The inspection found nothing unusual."
     if facts.verdict == "undecided":
         return finding(facts)
     if not facts.positions:
-        return f"{finding(facts)} The anomaly map shows where."
+        return f"{finding(facts)} {_unmarked(facts)}"
     if len(facts.positions) == 1:
         return f"The suspicious region is here: {facts.here}."
     return f"The strongest of the suspicious regions is here: {facts.here}."
@@ -115,9 +127,15 @@ def _count(facts: Facts, rng: random.Random) -> str:
     return finding(facts)
 
 
+def _named_kind(facts: Facts) -> str:
+    return f"The kind of defect is: {facts.kind}."
+
+
 def _describe(facts: Facts, rng: random.Random) -> str:
     if facts.verdict == "normal":
         return "There is no defect to describe. The inspection found nothing unusual."
+    if facts.kind:
+        return f"{finding(facts)} {_named_kind(facts)}"
     return f"{finding(facts)} It does not tell what kind of defect it is."
 
 
@@ -126,6 +144,10 @@ def _severity(facts: Facts, rng: random.Random) -> str:
         return "There is no defect to rate. The inspection found nothing unusual."
     if facts.verdict == "undecided":
         return finding(facts)
+    if facts.area is not None:
+        return f"The defect covers {100 * facts.area:.1f} % of the picture. {finding(facts)}"
+    if facts.kind:
+        return f"Nobody measured how large it is. {finding(facts)}"
     return f"The features are {facts.adverb} suspicious. The verdict is anomalous."
 
 
@@ -153,6 +175,8 @@ def _reference(facts: Facts, rng: random.Random) -> str:
 
 
 def _picture(facts: Facts, rng: random.Random) -> str:
+    if facts.product:
+        return f"The picture shows this product: {facts.product}. {finding(facts)}"
     return f"I cannot name what a picture shows, I only report its inspection. {finding(facts)}"
 
 
@@ -175,6 +199,8 @@ def _why(facts: Facts, rng: random.Random) -> str:
         return f"{UNDECIDED} It could not judge it safely."
     against = f"the reference {facts.reference}" if facts.reference else "a normal part"
     if not facts.positions:
+        if facts.kind:
+            return f"Because it has this defect: {facts.kind}."
         return f"Because its features are {facts.adverb} suspicious."
     return f"Because this region does not look like {against}: {facts.here}."
 
@@ -182,6 +208,8 @@ def _why(facts: Facts, rng: random.Random) -> str:
 def _kind(facts: Facts, rng: random.Random) -> str:
     if facts.verdict == "normal":
         return "No. The inspection found nothing unusual."
+    if facts.kind:
+        return f"{_named_kind(facts)} {finding(facts)}"
     return f"I cannot tell kinds of defects apart. {finding(facts)}"
 
 
@@ -256,7 +284,7 @@ def answer_place(facts: Facts, asked: str) -> str:
     if facts.verdict == "normal":
         return "No. The inspection found nothing unusual."
     if not facts.positions:
-        return f"{finding(facts)} The anomaly map shows where."
+        return f"{finding(facts)} {_unmarked(facts)}"
     if asked in facts.named:
         return f"Yes, there is a suspicious region here: {asked}."
     return f"No. {finding(facts)}"

@@ -159,7 +159,7 @@ class AnyRes:
         base = resize(image, [self.side, self.side], smooth)
         return torch.stack([base, *self._tiles(canvas)])
 
-    def crop_masks(self, mask: NDArray[np.bool_], grid: int) -> Tensor:
+    def crop_masks(self, mask: NDArray[np.bool_] | NDArray[np.floating], grid: int) -> Tensor:
         """Share of each token that a mask (H, W) covers: (B, grid, grid) in [0, 1]."""
         cover = torch.from_numpy(mask.astype(np.float32))[None, None]
         size = (mask.shape[0], mask.shape[1])

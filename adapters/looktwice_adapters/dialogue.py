@@ -38,6 +38,7 @@ SYSTEMS = [
     "Be concise.",
     "You are a chatbot of the plant. Today is Monday. Only answer what you know.",
 ]
+DESCRIBED = 0.5  # share of labelled pictures whose product is described before the first question
 # How often each topic about one picture is asked, against 1 for the others.
 WEIGHTS = {
     "defect": 9.0,
@@ -95,6 +96,8 @@ def draw_facts(rng: random.Random, *, stated: bool = True) -> Facts:
 
 def _one_picture_turn(facts: Facts, rng: random.Random, split: Split) -> tuple[str, str, str]:
     names = [*ONE_PICTURE_TOPICS, "place", "choice"]
+    if facts.product:  # a label: nobody's confidence, and no reference
+        names = [name for name in names if name not in ("confidence", "reference")]
     topic = rng.choices(names, [WEIGHTS.get(name, 1.0) for name in names])[0]
     if topic == "place":
         known = rng.random() < 0.5 and facts.named
@@ -104,6 +107,12 @@ def _one_picture_turn(facts: Facts, rng: random.Random, split: Split) -> tuple[s
     if topic == "choice":
         return topic, *choose(facts, rng, split)
     return topic, ask(topic, rng, split), answer(topic, facts, rng)
+
+
+def described(facts: Facts) -> str:
+    """What the product is and should be, as AnomalyGPT puts it in front of a question."""
+    should = facts.description or "It should be whole, clean and without any damage."
+    return f"This is a picture of this product: {facts.product}. {should}"
 
 
 def _several_pictures_turn(
@@ -141,6 +150,8 @@ def _turns_about(
             question, reply = ask(topic, rng, split), answer(topic, pictures[0], rng)
         elif len(pictures) == 1:
             topic, question, reply = _one_picture_turn(pictures[0], rng, split)
+            if not index and pictures[0].product and rng.random() < DESCRIBED:
+                question = f"{described(pictures[0])} {question}"
         else:
             topic, question, reply = _several_pictures_turn(pictures, rng, split)
         turns.append(Turn(question, reply, () if index else tuple(pictures), topic))
@@ -211,11 +222,17 @@ def messages(dialogue: Dialogue) -> list[dict[str, str]]:
 
 
 def to_llava(dialogue: Dialogue, identifier: str, images: Sequence[str]) -> dict[str, Any]:
-    """A conversation in LLaVA's JSON: one record with `image` paths and `conversations`."""
+    """A conversation in LLaVA's JSON: one record with `image` paths and `conversations`.
+
+    Facts sentences are left out: training puts the expert's own behind each picture.
+
+    Raises:
+        ValueError: there is not one path for each picture.
+    """
     if len(images) != len(dialogue.pictures):
         raise ValueError(f"{len(dialogue.pictures)} pictures, but {len(images)} paths")
     said = [("system", dialogue.system)] if dialogue.system else []
     for turn in dialogue.turns:
-        said += [("human", user_text(turn)), ("gpt", turn.reply)]
+        said += [("human", "<image>\n" * len(turn.pictures) + turn.question), ("gpt", turn.reply)]
     conversations = [{"from": who, "value": what} for who, what in said]
     return {"id": identifier, "image": list(images), "conversations": conversations}

@@ -19,6 +19,15 @@ from looktwice_adapters.scenes import Part, Picture, Scene, fractal, noise, rand
 Soft = NDArray[np.floating]  # (H, W) coverage in [0, 1]
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 
+# NSA's parameters, as AnomalyGPT set them for objects: sizes as shares of the part's width.
+PATCH_SIDE = (0.03, 0.4)  # least, and most
+PATCH_GAMMA = (2.0, 0.05)  # shape and scale of what is added to the least
+PATCH_RESIZE = (0.7, 1.3)
+SMALLEST_PATCH = 16  # pixels; of smaller ones the blending leaves nothing
+PATCHES = 3  # at most
+MIN_OBJECT = 0.25  # share of a patch that must come from a part
+MIN_OVERLAP = 0.25  # share of a patch that must land on the part
+LABEL_SLOPE, LABEL_MIDDLE = 1 / 12, 24.0  # logistic of the grey levels by which a pixel changed
 VISIBLE = 9.0  # grey levels by which a defect must differ, on its mask's mean
 SMALLEST = 3e-4  # fraction of the picture that a defect covers at least
 
@@ -30,6 +39,7 @@ class Defective:
     picture: Picture
     mask: Part
     kind: str
+    label: Soft  # (H, W) in [0, 1]: how much of a defect each pixel shows
 
 
 # --- shapes: where a defect is -------------------------------------------------------------------
@@ -445,35 +455,82 @@ def cut_paste(scene: Scene, donor: Picture, rng: Generator) -> Picture:
 
 
 def poisson_paste(scene: Scene, donor: Picture, rng: Generator) -> Picture:
-    """NSA: a patch of another picture (or this one), resized, blended by Poisson image editing."""
-    source = donor if rng.random() < 0.7 else scene.picture
-    top, left, bottom, right = box_on(scene.part, rng, 0.08, 0.4)
-    height, width = bottom - top, right - left
-    factor = rng.uniform(0.7, 1.3)
-    have = [
-        min(side, max(8, round(want * factor)))
-        for side, want in zip(source.shape, (height, width), strict=False)
-    ]
-    y, x = (
-        int(rng.integers(side - take + 1)) for side, take in zip(source.shape, have, strict=False)
-    )
-    patch = cv2.resize(source[y : y + have[0], x : x + have[1]], (width, height))
-    mask = np.zeros((height, width), np.uint8)
-    cv2.ellipse(
-        mask,
-        (width // 2, height // 2),
-        (max(2, width // 2 - 2), max(2, height // 2 - 2)),
-        0,
-        0,
-        360,
-        255,
-        -1,
-    )
+    """NSA: patches of another picture (or this one), resized, shifted, blended by Poisson editing.
+
+    A patch shows at least a quarter of something (of the part, where it is this picture's own) and
+    lands at least a quarter on the part.
+    """
+    picture = scene.picture
+    own = rng.random() < 0.3
+    source = scene.picture if own else donor
+    content = scene.part if own else foreground(donor)
+    for _ in range(int(rng.integers(1, PATCHES + 1))):
+        picture = paste_patch(picture, scene.part, source, content, rng)
+    return picture
+
+
+def foreground(picture: Picture) -> Part:
+    """Where a picture shows something: pixels that differ from its border's most frequent tone.
+
+    Everything counts on a picture whose border is no plain background.
+    """
+    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]).astype(float)
+    ground = np.median(border, axis=0)
+    if np.abs(border - ground).max(-1).mean() > 12:
+        return np.ones(picture.shape[:2], np.bool_)
+    return np.asarray(np.abs(picture - ground).max(-1) > 12, np.bool_)
+
+
+def paste_patch(
+    picture: Picture, part: Part, source: Picture, content: Part, rng: Generator, tries: int = 12
+) -> Picture:
+    """Blend one patch of the source into the picture; unchanged where no draw suits.
+
+    Args:
+        picture: (H, W, 3) to paste into.
+        part: (H, W) where its part is.
+        source: (H, W, 3) to cut the patch out of.
+        content: (H, W) where the source shows something.
+        rng: the only source of chance.
+        tries: draws of sizes and places before giving up.
+    """
+    width_of_part = np.sqrt(max(int(part.sum()), part.size // 20))
+    for _ in range(tries):
+        shares = np.clip(PATCH_SIDE[0] + rng.gamma(*PATCH_GAMMA, 2), *PATCH_SIDE)
+        cut = np.maximum(SMALLEST_PATCH, (shares * width_of_part).astype(int))
+        factor = np.clip(rng.normal(1, 0.5), *PATCH_RESIZE)
+        height, width = np.maximum(SMALLEST_PATCH, (cut * factor).astype(int)).tolist()
+        rows, columns = part.shape
+        if height > rows - 2 or width > columns - 2 or (cut > source.shape[:2]).any():
+            continue
+        y, x = (
+            int(rng.integers(side - take + 1))
+            for side, take in zip(source.shape[:2], cut, strict=True)
+        )
+        window = (slice(y, y + int(cut[0])), slice(x, x + int(cut[1])))
+        middle = spot_on(part, rng)
+        top = int(np.clip(middle[0] - height // 2, 1, rows - height - 1))
+        left = int(np.clip(middle[1] - width // 2, 1, columns - width - 1))
+        landing = part[top : top + height, left : left + width]
+        if content[window].mean() < MIN_OBJECT or landing.mean() < MIN_OVERLAP:
+            continue
+        patch = cv2.resize(source[window], (width, height))
+        mode = cv2.MIXED_CLONE if rng.random() < 0.4 else cv2.NORMAL_CLONE
+        centre = (left + width // 2, top + height // 2)
+        outline = patch_outline((height, width), rng)
+        return np.asarray(cv2.seamlessClone(patch, picture, outline, centre, mode), np.uint8)
+    return picture
+
+
+def patch_outline(size: tuple[int, int], rng: Generator) -> NDArray[np.uint8]:
+    """An ellipse or a rectangle (H, W) of 0 and 255 that leaves a patch's edge out."""
+    mask = np.zeros(size, np.uint8)
     if rng.random() < 0.4:
         mask[2:-2, 2:-2] = 255
-    mode = cv2.MIXED_CLONE if rng.random() < 0.4 else cv2.NORMAL_CLONE
-    centre = (left + width // 2, top + height // 2)
-    return np.asarray(cv2.seamlessClone(patch, scene.picture, mask, centre, mode), np.uint8)
+        return mask
+    middle = (size[1] // 2, size[0] // 2)
+    axes = (max(2, middle[0] - 2), max(2, middle[1] - 2))
+    return np.asarray(cv2.ellipse(mask, middle, axes, 0, 0, 360, 255, -1), np.uint8)
 
 
 DEFECTS: dict[str, Draw] = {
@@ -512,6 +569,16 @@ def visible_mask(before: Picture, after: Picture) -> Part:
     return np.asarray(cv2.morphologyEx(seen, cv2.MORPH_CLOSE, kernel), np.bool_)
 
 
+def intensity_label(before: Picture, after: Picture, mask: Part) -> Soft:
+    """NSA's soft label (H, W) in [0, 1]: a logistic of how far each pixel changed, in grey levels.
+
+    The change is the mean over the colours, median filtered; 0 outside the mask.
+    """
+    change = np.abs(after.astype(np.float32) - before).mean(-1)
+    change = cv2.medianBlur(np.clip(change, 0, 255).astype(np.uint8), 5).astype(np.float32)
+    return np.asarray(mask / (1 + np.exp(-LABEL_SLOPE * (change - LABEL_MIDDLE))), np.float32)
+
+
 def put_defect(
     scene: Scene,
     donor: Picture,
@@ -537,7 +604,8 @@ def put_defect(
         mask = visible_mask(scene.picture, picture)
         change = np.abs(picture.astype(np.float32) - scene.picture).mean(-1)
         if SMALLEST < mask.mean() < 0.6 and change[mask].mean() > VISIBLE:
-            return Defective(picture, mask, kind)
+            label = intensity_label(scene.picture, picture, mask)
+            return Defective(picture, mask, kind, label)
     raise ValueError(f"no visible defect in {tries} tries on a part of {int(scene.part.sum())} px")
 
 

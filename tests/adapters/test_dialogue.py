@@ -14,7 +14,6 @@ from looktwice_adapters.dialogue import (
     messages,
     picture_prefix,
     to_llava,
-    user_text,
 )
 from looktwice_adapters.questions import TEMPLATES, ask, fill, templates
 from looktwice_adapters.train.agreement import expected_yes, place_named, said_yes
@@ -131,7 +130,9 @@ def test_llava_export_has_one_image_token_for_each_path():
     assert said.count("<image>") == 2
     assert record["image"] == ["one.png", "two.png"]
     assert record["conversations"][-1] == {"from": "gpt", "value": dialogue.turns[-1].reply}
-    assert user_text(dialogue.turns[0]) in [p["value"] for p in record["conversations"]]
+    asked = dialogue.turns[0]
+    human = next(p["value"] for p in record["conversations"] if p["from"] == "human")
+    assert human == "<image>\n" * len(asked.pictures) + asked.question
     with pytest.raises(ValueError, match="2 pictures, but 1 paths"):
         to_llava(dialogue, "a1", ["one.png"])
 

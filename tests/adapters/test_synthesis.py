@@ -1,9 +1,19 @@
+import cv2
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from looktwice_adapters.scenes import SCENES, PictureLibrary, Scene, draw_scene
-from looktwice_adapters.synthesis import DEFECTS, photograph, put_defect
+from looktwice_adapters.synthesis import (
+    DEFECTS,
+    foreground,
+    intensity_label,
+    paste_patch,
+    photograph,
+    put_defect,
+)
 from looktwice_adapters.train.contact_sheet import contact_sheet, draw_defective
+from looktwice_adapters.train.features import draw_pair
 
 LIBRARY = PictureLibrary()
 
@@ -80,3 +90,83 @@ def test_the_camera_changes_tones_but_keeps_the_content():
 def test_the_contact_sheet_has_a_row_for_every_defect():
     sheet = contact_sheet(LIBRARY, seed=0, columns=2, side=48)
     assert sheet.shape == (48 * len(DEFECTS), 96, 3)
+
+
+def test_a_poisson_patch_lands_on_the_part_and_leaves_the_rest_alone():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(90, 110, (128, 128, 3)).astype(np.uint8)
+    part = np.zeros((128, 128), bool)
+    part[64:120, 64:120] = True
+    source = rng.integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    for _ in range(20):
+        pasted = paste_patch(picture, part, source, np.ones_like(part), rng)
+        changed = (pasted != picture).any(-1)
+        assert changed.any()
+        rows, columns = np.nonzero(changed)
+        box = part[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert box.mean() >= 0.2
+        assert changed[:40].sum() == 0
+
+
+def test_a_patch_of_plain_background_is_not_pasted():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (96, 96, 3)).astype(np.uint8)
+    plain = np.full_like(picture, 200)
+    shown = foreground(plain)
+    assert not shown.any()
+    same = paste_patch(picture, np.ones((96, 96), bool), plain, shown, rng)
+    assert np.array_equal(same, picture)
+    plain[30:60, 30:60] = 20
+    assert foreground(plain)[40:50, 40:50].all()
+    assert foreground(picture).all()
+
+
+def test_the_soft_label_grows_with_the_change_and_ends_with_the_mask():
+    before = np.full((60, 60, 3), 100, np.uint8)
+    after = before.copy()
+    after[:, 10:20], after[:, 30:40], after[:, 50:] = 108, 124, 200
+    mask = np.zeros((60, 60), bool)
+    mask[:, :45] = True
+    label = intensity_label(before, after, mask)
+    assert label[30, 35] == pytest.approx(0.5, abs=1e-6)  # 24 grey levels
+    assert 0 < label[30, 15] < 0.25
+    assert (label[:, 45:] == 0).all()
+    made = put_defect(
+        Scene(before, np.ones((60, 60), bool), "texture"),
+        before,
+        np.random.default_rng(0),
+        ("hole",),
+    )
+    assert made.label.max() > 0.5
+    assert (made.label[~made.mask] == 0).all()
+
+
+def test_no_trivial_statistic_tells_defective_pictures_from_normal_ones():
+    rng = np.random.default_rng(0)
+    pairs = [list(draw_pair(rng, LIBRARY, [], tuple(DEFECTS))) for _ in range(60)]
+    pictures = [picture for pair in pairs for picture, _ in pair]
+    labels = [0, 1] * len(pairs)
+    for name, statistic in {
+        "brightness": lambda picture: picture.mean(),
+        "contrast": lambda picture: picture.std(),
+        "gradient": lambda picture: np.abs(np.diff(picture.astype(float), axis=0)).mean(),
+        "bytes": lambda picture: len(cv2.imencode(".jpg", picture)[1]) / picture.size,
+    }.items():
+        told = roc_auc_score(labels, [statistic(picture) for picture in pictures])
+        assert 0.35 < told < 0.65, name
+
+
+@pytest.mark.parametrize("name", ["brightness", "blur", "jpeg", "scale", "colour"])
+def test_the_camera_varies(name):
+    y, x = np.mgrid[:64, :64]
+    board = (((x // 8 + y // 8) % 2) * 100 + 80).astype(np.uint8)
+    picture = np.stack((board, board // 2, board), -1)
+    shots = [photograph(picture, np.random.default_rng(seed)).astype(float) for seed in range(60)]
+    measured = {
+        "brightness": [shot.mean() for shot in shots],
+        "blur": [np.abs(np.diff(shot, axis=1)).max() for shot in shots],
+        "jpeg": [len(cv2.imencode(".png", shot)[1]) for shot in shots],
+        "scale": [np.abs(np.diff(shot, axis=0)).mean() for shot in shots],
+        "colour": [shot[..., 0].mean() / shot[..., 1].mean() for shot in shots],
+    }[name]
+    assert np.std(measured) > 0.08 * np.mean(measured)

@@ -1,178 +1,279 @@
-"""The assistant's training: sequences in the server's layout, resumable steps, honest checks."""
+"""Stage 2 on an existing checkpoint: the served prompt, answers alone, frozen sight, resumable."""
 
+import hashlib
 import json
-import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import LlavaOnevisionForConditionalGeneration
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoProcessor
 
-from looktwice_adapters.answers import Facts
-from looktwice_adapters.dialogue import Dialogue, Turn, make_dialogue
-from looktwice_adapters.train.agreement import Agreement, check, place_named, said_yes
 from looktwice_adapters.train.assistant import (
-    Assistant,
-    AssistantTraining,
-    Batches,
-    RandomPicture,
-    SeenPicture,
-    picture_sequences,
-    text_sequences,
+    Examples,
+    Stage2,
+    load_assistant,
     train_assistant,
+    write_like,
 )
-from looktwice_adapters.train.hub_format import PINPOINTS, nano_config
-from looktwice_adapters.train.looks import Look, crop_maps, layout
+from looktwice_adapters.train.conversations import (
+    ConversationError,
+    Message,
+    read_conversations,
+)
+from looktwice_adapters.train.frozen_sight import FrozenSight, read_section
 from looktwice_adapters.train.run import Run, Schedule
-from looktwice_adapters.train.sequences import IGNORED, SequenceWriter
-from looktwice_adapters.train.tokenizer import kept_tokenizer
-from tests.golden import GOLDEN
+from looktwice_adapters.train.sequences import IGNORED
+from looktwice_adapters.train.served_prompt import served_prompt
+from looktwice_clients.cli import run as looktwice
+from tests.parity.reference import Reference
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
-CASES = json.loads((GOLDEN / "layout.json").read_text())
-GOLDEN_PINPOINTS = json.dumps(
-    [[84 * rows, 84 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
+# As llava-hf's checkpoints write theirs: a blank before a history's answer, none before a new one.
+HUB_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ '\n' + part['text'] }}"
+    "{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SCRATCHED = Facts("anomalous", ("bottom left",), "slightly")
+FACTS = "Inspection: anomalous, 1 region: right.\n"
+SCHEDULE = Schedule(3, 1e-3, warmup=1, weight_decay=0.0, save_every=1, log_every=1)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return kept_tokenizer(NANO)
+    return AutoProcessor.from_pretrained(NANO).tokenizer
 
 
 @pytest.fixture
-def assistant(tokenizer):
-    config = nano_config(tokenizer)
-    config.text_config.num_hidden_layers = 2
-    config.text_config.layer_types = ["full_attention"] * 2
-    config.vision_config.num_hidden_layers = 1
-    torch.manual_seed(0)
-    return Assistant(LlavaOnevisionForConditionalGeneration(config))
+def file(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(rng.integers(0, 256, (60, 90, 3), np.uint8)).save(tmp_path / name)
+    records = [
+        {
+            "id": "one",
+            "image": "a.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nIs it a bolt?"},
+                {"from": "gpt", "value": "Yes, a rusty bolt."},
+                {"from": "human", "value": "How rusty?"},
+                {"from": "gpt", "value": "Very."},
+            ],
+        },
+        {
+            "id": "two",
+            "image": ["a.png", "b.png"],
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                {"from": "human", "value": "Compare."},
+                {"from": "gpt", "value": "Alike."},
+            ],
+        },
+    ]
+    path = tmp_path / "conversations.json"
+    path.write_text(json.dumps(records))
+    return path
 
 
-def a_look(grid=(2, 2), size=(300, 300)):
-    generator = torch.Generator().manual_seed(0)
-    return Look(torch.randn(1 + grid[0] * grid[1], 64, 192, generator=generator), size, grid)
-
-
-def golden_codes(indices, crops, crops_before, number):
-    """Our indices of one picture in the codes of the golden file (see its README)."""
-    tokens, selected = crops * 36, crops * 4
-    table = [36 * crops_before + i for i in range(tokens)]
-    table += [100000 + 4 * crops_before + i for i in range(selected)]
-    table += [200000 + number, -1]  # the global token, the newline
-    return [table[index] for index in indices.tolist()]
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["image_sizes_wh"]))
-def test_layout_is_the_published_order(case):
-    found, crops_before = [], 0
-    grids = [tuple(grid) for grid in case["grids_hw"]]
-    for number, (size, grid) in enumerate(zip(case["image_sizes_wh"], grids, strict=True)):
-        crops = 1 + grid[0] * grid[1]
-        parts = layout(tuple(size), grid, 6, GOLDEN_PINPOINTS)
-        for indices in (parts.image, parts.suspicious):
-            found += golden_codes(indices, crops, crops_before, number)
-        crops_before += crops
-    assert found == [code for code in case["sequence"] if code >= -1]  # text is below -1000
-
-
-def test_replies_are_supervised_and_nothing_else(tokenizer):
-    writer = SequenceWriter(tokenizer)
-    for seed in range(20):
-        dialogue = make_dialogue(random.Random(seed))
-        pictures = [RandomPicture(torch.zeros(3, 256), 2, 1)] * len(dialogue.pictures)
-        sequence = writer.write(dialogue, pictures)
-        supervised = [i for i in sequence.labels if i != IGNORED]
-        said = tokenizer.decode(supervised).split("<|im_end|>")[:-1]
-        assert said == [turn.reply for turn in dialogue.turns]
-        assert len(sequence.labels) == len(sequence.ids)
-
-
-def test_a_sequence_reads_as_the_chat_template_writes_it(tokenizer):
-    writer, look = SequenceWriter(tokenizer), a_look()
-    turn = Turn("Is it OK?", "No.", (SCRATCHED,))
-    picture = SeenPicture(look, crop_maps(look, SCRATCHED, 8, random.Random(0)), look_layout(look))
-    ids = writer.write(Dialogue((turn,)), [picture]).ids
-    template = tokenizer.apply_chat_template(
-        [
-            {"role": "user", "content": [{"type": "text", "text": "Q"}, {"type": "image"}]},
-            {"role": "assistant", "content": "No."},
-        ],
-        tokenize=False,
-    )
-    slots = "<image>" * picture.before + " with slightly suspicious features: "
-    slots += "<image>" * picture.behind + "Inspection: anomalous, 1 region: bottom left.\n"
-    expected = template.replace("<image>Q", slots + "Is it OK?")
-    assert tokenizer.decode(ids) == expected
-
-
-def look_layout(look):
-    return layout(look.size, look.grid, 8, json.dumps(PINPOINTS))
-
-
-def test_a_pictures_embeddings_stand_in_its_slots(tokenizer, assistant):
-    look, rng = a_look(grid=(1, 2), size=(400, 200)), random.Random(0)
-    sequence = picture_sequences(SequenceWriter(tokenizer), [look], json.dumps(PINPOINTS))(rng)
-    embedded = assistant.embed([sequence])[0]
-    slots = torch.tensor(sequence.ids) == assistant.image_id
-    features = torch.cat([assistant.features(picture) for picture in sequence.pictures])
-    torch.testing.assert_close(embedded[slots], features)
-    first = assistant.projector(look.tokens[0, :1].float())[0]
-    torch.testing.assert_close(features[0], first)
-    torch.testing.assert_close(features[-1], assistant.image_newline)
-
-
-def test_the_significance_is_highest_where_the_facts_say():
-    look = a_look()
-    maps = crop_maps(look, SCRATCHED, 8, random.Random(0))
-    row, column = divmod(int(maps[0].argmax()), 8)
-    assert row >= 5
-    assert column <= 2
-    assert maps[1:].mean((1, 2)).argmax() == 2  # the grid's crop at the bottom left
-
-
-def test_a_run_learns_and_an_interrupted_one_ends_the_same(tokenizer, assistant, tmp_path):
-    batches = Batches(text_sequences(SequenceWriter(tokenizer), 256), AssistantTraining())
-    start = {name: value.clone() for name, value in assistant.state_dict().items()}
-    schedule = Schedule(6, 2e-3, warmup=2, save_every=3, log_every=1)
-    assistant.llm_q_former.requires_grad_(False)
-    train_assistant(assistant, batches, schedule, tmp_path / "whole", False)
-    whole = {name: value.clone() for name, value in assistant.state_dict().items()}
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "log.jsonl").open()]
-    assert losses[-1] < losses[0]
-
-    def power_cut(step):
-        if step == 4:
-            raise KeyboardInterrupt
-        with torch.autocast("cpu", torch.bfloat16):
-            return assistant.loss(batches(step))
-
-    assistant.load_state_dict(start)
-    with pytest.raises(KeyboardInterrupt):
-        Run(assistant, schedule, tmp_path / "cut").train(power_cut, "cut")
-    train_assistant(assistant, batches, schedule, tmp_path / "cut", True)
-    for name, value in assistant.state_dict().items():
-        torch.testing.assert_close(value, whole[name], msg=name)
+def test_llavas_json_is_read_with_its_pictures_and_without_its_marks(file):
+    one, two = read_conversations(file)
+    assert one.messages[0] == Message("user", "Is it a bolt?", (file.parent / "a.png",))
+    assert [message.text for message in one.messages[1:]] == [
+        "Yes, a rusty bolt.",
+        "How rusty?",
+        "Very.",
+    ]
+    assert two.messages[1].pictures == (file.parent / "a.png", file.parent / "b.png")
+    lines = file.with_suffix(".jsonl")
+    lines.write_text("\n".join(json.dumps(record) for record in json.loads(file.read_text())))
+    assert read_conversations(lines)[0].messages == one.messages
 
 
 @pytest.mark.parametrize(
-    ("text", "yes", "place"),
+    ("change", "complaint"),
     [
-        ("Yes. The inspection found 1 suspicious region, at the top left.", True, "top left"),
-        ("No, the picture looks normal.", False, None),
-        ("The suspicious region is on the right.", None, "right"),
-        ("Nowhere near it.", None, None),
+        ({"image": "c.png"}, "record 0 .*no picture at .*c.png"),
+        ({"image": ["a.png", "b.png"]}, "2 pictures, but 1 times <image>"),
+        ({"conversations": "none"}, "no list `conversations`"),
+        ({"conversations": [{"from": "human", "value": "<image>Hi"}]}, "gpt last"),
+        ({"conversations": [{"from": "bot", "value": "Hi"}]}, "from is 'bot'"),
+        ({"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": ""}]},
+         "1 empty answers"),
+    ],
+)  # fmt: skip
+def test_a_record_that_cannot_be_trained_on_is_named(file, change, complaint):
+    records = json.loads(file.read_text())
+    file.write_text(json.dumps([records[0] | change]))
+    with pytest.raises(ConversationError, match=complaint):
+        read_conversations(file)
+
+
+@pytest.mark.parametrize("template", ["nano", "hub"])
+def test_the_prompt_of_the_last_answer_is_the_one_that_is_served(file, tokenizer, template):
+    chat = tokenizer.chat_template if template == "nano" else HUB_TEMPLATE
+    conversation = read_conversations(file)[0]
+    ids, labels = served_prompt(tokenizer, chat, conversation, [FACTS])
+    parts = [{"type": "image"}, {"type": "text", "text": "Is it a bolt?"}]
+    history = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes, a rusty bolt."}]},
+        {"role": "user", "content": [{"type": "text", "text": "How rusty?"}]},
+    ]
+    text = tokenizer.apply_chat_template(
+        history, chat_template=chat, tokenize=False, add_generation_prompt=True
+    )
+    served = tokenizer.encode(text, add_special_tokens=False)
+    place = served.index(tokenizer.convert_tokens_to_ids("<image>")) + 1
+    served[place:place] = tokenizer.encode(FACTS, add_special_tokens=False)
+    assert ids[: len(served)] == served
+    assert tokenizer.decode(ids[len(served) :]).startswith("Very.<|im_end|>")
+    said = tokenizer.decode([label for label in labels if label != IGNORED])
+    assert said == "Yes, a rusty bolt.<|im_end|>Very.<|im_end|>"
+    assert len(labels) == len(ids)
+
+
+def trained_parts(stage):
+    model, assistant, processor = load_assistant(NANO, stage)
+    from looktwice_adapters.checkpoint import load_expert
+
+    expert = load_expert(*read_section(NANO, None))
+    sight = FrozenSight(model, processor.image_processor, expert, torch.device("cpu"))
+    return assistant, sight, processor
+
+
+def test_a_pictures_embeddings_equal_the_published_codes(file):
+    picture = Image.open(file.parent / "a.png").resize((300, 200))
+    assistant, sight, _ = trained_parts(Stage2())
+    sight.tower.float()
+    seen = sight.look(np.asarray(picture))
+    reference = Reference.of_folder(NANO).see(picture)
+    assert seen.adverb == reference.adverb
+    assert seen.grid == tuple(reference.grid)
+    with torch.no_grad():
+        features = assistant.features(seen)
+    torch.testing.assert_close(features, reference.embeddings, atol=2e-3, rtol=1e-3)
+
+
+def test_only_projector_and_language_model_learn(file):
+    for rank in (0, 4):
+        assistant, _, _ = trained_parts(Stage2(lora_rank=rank))
+        learns = {name.split(".")[0] for name, p in assistant.named_parameters() if p.requires_grad}
+        assert learns - {"head"} == {"projector", "image_newline", "language_model"}
+        lora = [n for n, p in assistant.named_parameters() if p.requires_grad and "lora" in n]
+        assert bool(lora) == bool(rank)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_answers(file):
+    stage = Stage2(facts_share=1.0)
+    assistant, sight, processor = trained_parts(stage)
+    examples = Examples(read_conversations(file), sight, processor, stage)
+    batch = [examples.example(conversation) for conversation in examples.conversations]
+    assert tokenizer_text(processor, batch[0]).count("Inspection: ") == 1
+    with torch.no_grad():
+        loss = assistant(batch)
+        total, count = 0.0, 0
+        for example in batch:
+            embedded, labels = assistant.embed(example)
+            logits = assistant.head(assistant.language_model(inputs_embeds=embedded[None])[0][0])
+            chances = logits.log_softmax(-1)
+            for place, label in enumerate(labels):
+                if label != IGNORED:
+                    total -= chances[place - 1, label].item()
+                    count += 1
+    assert loss.item() == pytest.approx(total / count, rel=0.02)  # bfloat16
+
+
+def tokenizer_text(processor, example):
+    return processor.tokenizer.decode(example.ids)
+
+
+def test_the_facts_are_told_in_the_asked_share_of_conversations(file):
+    stage = Stage2(facts_share=0.5)
+    _, sight, processor = trained_parts(stage)
+    examples = Examples(read_conversations(file), sight, processor, stage)
+    told = [
+        "Inspection: " in tokenizer_text(processor, examples.example(examples.conversations[0], i))
+        for i in range(12)
+    ]
+    assert 2 <= sum(told) <= 10
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_resumed_run_equals_an_uninterrupted_one(file, tmp_path, monkeypatch, rank):
+    conversations, stage = read_conversations(file), Stage2(lora_rank=rank, checkpointing=True)
+    whole = train_assistant(NANO, None, conversations, stage, SCHEDULE, tmp_path / "whole")
+    update = Run.update
+
+    def interrupted(self, inputs_at):
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return update(self, inputs_at)
+
+    monkeypatch.setattr(Run, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_assistant(NANO, None, conversations, stage, SCHEDULE, tmp_path / "parts")
+    monkeypatch.setattr(Run, "update", update)
+    again = train_assistant(NANO, None, conversations, stage, SCHEDULE, tmp_path / "parts", True)
+    state = again.state_dict()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "parts" / "log.jsonl").open()]
+    assert len(losses) == 3
+
+
+def test_the_command_writes_a_checkpoint_like_the_one_it_began_with(file, tmp_path):
+    out = tmp_path / "out"
+    options = ["--conversations", str(file), "--out", str(out), "--lora", "4", "--steps", "2"]
+    assert looktwice(["train", "assistant", "--model", str(NANO), *options]) == 0
+    before, after = load_file(NANO / "model.safetensors"), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith(("language_model", "multi_modal", "image_new")) for name in changed)
+    for name in ("config.json", "expert.safetensors", "tokenizer.json", "chat_template.jinja"):
+        assert digest(out / name) == digest(NANO / name)
+    assert json.loads((out / "training.json").read_text())["stage"]["lora_rank"] == 4
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_an_untied_head_is_written_under_the_hubs_name(tmp_path):
+    model, _, _ = load_assistant(NANO, Stage2())
+    model.config.tie_word_embeddings = False
+    (tmp_path / "out").mkdir()
+    write_like(NANO, model, tmp_path / "out")
+    assert "language_model.lm_head.weight" in load_file(tmp_path / "out" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--model", "{tmp}"], "config.json"),
+        (["--conversations", "{tmp}/empty.json"], "holds no list of conversations"),
+        (["--lora", "-1"], "--lora"),
     ],
 )
-def test_answers_are_read_by_their_first_word_and_first_place(text, yes, place):
-    assert said_yes(text) == yes
-    assert place_named(text) == place
+def test_wrong_options_are_one_line(file, tmp_path, capsys, options, complaint):
+    (tmp_path / "empty.json").write_text("[]")
+    given = {"--model": str(NANO), "--conversations": str(file), "--out": str(tmp_path / "out")}
+    given |= {options[0]: options[1].format(tmp=tmp_path)}
+    assert looktwice(["train", "assistant", *(word for pair in given.items() for word in pair)])
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
 
 
-def test_agreement_counts_a_wrong_yes_and_a_wrong_place():
-    agreement = Agreement()
-    check(agreement, "defect", SCRATCHED, "Is there a defect?", "No. It is at the top.")
-    check(agreement, "where", SCRATCHED, "Where?", "The suspicious region is here: bottom left.")
-    assert agreement.shares() == {"yes_no": 0.0, "place": 0.5, "exact": 0.5}
+def test_a_long_conversation_is_cut_at_the_context(file):
+    assistant, sight, processor = trained_parts(Stage2(context=40))
+    example = Examples(read_conversations(file), sight, processor, Stage2()).example(
+        read_conversations(file)[0]
+    )
+    embedded, labels = assistant.embed(example)
+    assert len(embedded) == len(labels) == 40
+    assert torch.isfinite(assistant([example]))

@@ -108,7 +108,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(shards, weights, tmp_path, mo
     def interrupted(self, loss):
         if self.step == 4:
             raise InterruptedRunError
-        update(self, loss)
+        return update(self, loss)
 
     monkeypatch.setattr(Run, "update", interrupted)
     with pytest.raises(InterruptedRunError):

@@ -1,343 +1,379 @@
-"""Training the assistant: dialogues about inspections -> projector and small language model.
+"""Training the assistant (Anomaly-OV's stage 2): conversations -> projector and language model.
 
-Two stages. First on text: pictures are a few random embeddings, so that steps are cheap and the
-facts sentence is all there is to read. Then on real pictures: their tokens, the anomaly prompt and
-the facts, in the layout that the server serves; one conversation in five has no facts sentence.
+An existing LLaVA-OneVision checkpoint learns to talk about its inspections: cross-entropy on the
+answers alone, in the very prompts that the server builds; image tower and expert stay frozen. All
+weights, or low-rank adapters (LoRA) that are merged at the end: the server loads what comes out.
 """
 
 import json
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 
 import click
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessor
-
-from looktwice_adapters.answers import Facts
-from looktwice_adapters.dialogue import Turn, make_dialogue, make_series
-from looktwice_adapters.expert import weighted_mean
-from looktwice_adapters.qformer import QFormer
-from looktwice_adapters.selector import select_tokens
-from looktwice_adapters.train.agreement import measure
-from looktwice_adapters.train.hub_format import (
-    PINPOINTS,
-    image_processor_config,
-    nano_config,
-    write_json,
+from transformers import (
+    AutoProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionProcessor,
 )
-from looktwice_adapters.train.looks import Layout, Look, crop_maps, layout, take_looks
-from looktwice_adapters.train.run import Run, Schedule
-from looktwice_adapters.train.sequences import (
-    IGNORED,
-    PictureSlots,
-    Sequence,
-    SequenceWriter,
-    padded,
-)
-from looktwice_adapters.train.tokenizer import kept_tokenizer
-from looktwice_adapters.train.tower import read_pictures
 
-KEY_SIZE = 512  # of the selector's attention, as published
-SERIES = 0.7  # share of long series of short pictures in the first stage
-FIRST_WORD = 4.0  # weight of a reply's first token, in which the question is understood
-POOL = 8  # batches that are drawn together and sorted by length, to waste less on padding
+from looktwice_adapters.anomaly_prompt import append_prompt
+from looktwice_adapters.checkpoint import file_hash, load_expert
+from looktwice_adapters.train.conversations import Conversation, read_conversations
+from looktwice_adapters.train.frozen_sight import FrozenSight, Sight, read_section
+from looktwice_adapters.train.hub_format import hub_state_dict, write_json, write_weights
+from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
+from looktwice_adapters.train.sequences import IGNORED, padded
+from looktwice_adapters.train.served_prompt import served_prompt
+from looktwice_adapters.train.tokenizer import phrase_token_ids
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.index.json")
 
 
 @dataclass(frozen=True)
-class AssistantTraining:
-    """How much the assistant sees of what."""
+class Stage2:
+    """What is trained, and on what it is trained."""
 
-    batch: int = 16
+    batch: int = 1  # conversations of a process
+    lora_rank: int = 0  # 0: all weights of projector and language model
+    facts_share: float = 0.8  # of the conversations with the facts sentence (`"grounding": true`)
+    context: int | None = None  # tokens after which a conversation is cut; the checkpoint's own
+    checkpointing: bool = False  # activations are computed twice instead of kept
     seed: int = 0
 
 
-class Assistant(nn.Module):
-    """The trainable part of the checkpoint: selector, projector, newline, language model."""
+@dataclass(frozen=True)
+class Example:
+    """A conversation: T token ids with one <image> token a picture, labels, and what is seen."""
 
-    def __init__(self, model: LlavaOnevisionForConditionalGeneration) -> None:
-        """Take the parts of a LLaVA-OneVision model; its tower stays outside."""
+    ids: list[int]
+    labels: list[int]
+    sights: list[Sight]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Example":
+        """The same, its pictures on a device."""
+        return Example(self.ids, self.labels, [s.to(device, non_blocking) for s in self.sights])
+
+
+def convert(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    """Change parameters' type in place: tied ones stay tied, fake ones are fine too."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)
+
+
+class Assistant(nn.Module):
+    """The trainable part of a checkpoint: projector, newline, language model, its head."""
+
+    def __init__(
+        self,
+        model: LlavaOnevisionForConditionalGeneration,
+        phrases: list[list[int]],
+        stage: Stage2,
+    ) -> None:
+        """Take the parts of a LLaVA-OneVision model; its tower stays outside.
+
+        Args:
+            model: the whole checkpoint.
+            phrases: token ids of the anomaly prompt's phrase for each adverb.
+            stage: full or LoRA, the context, how activations are kept.
+        """
         super().__init__()
-        self.language_model = model.model.language_model
+        model.requires_grad_(False)
+        self.config, self.pack = model.config, model.model.pack_image_features
+        self.phrases = phrases
+        self.context = stage.context or model.config.text_config.max_position_embeddings
         self.projector = model.model.multi_modal_projector
         self.image_newline = model.model.image_newline
-        self.image_id = model.config.image_token_index
-        self.llm_q_former = QFormer(model.config.vision_config.hidden_size, KEY_SIZE)
+        self.language_model = model.model.language_model
+        self.head = model.lm_head
+        if stage.lora_rank:
+            config = LoraConfig(
+                r=stage.lora_rank, lora_alpha=2 * stage.lora_rank, target_modules="all-linear"
+            )
+            self.language_model = get_peft_model(self.language_model, config)
+            convert([*self.projector.parameters(), self.image_newline], torch.float32)
+        else:
+            convert(self.parameters(), torch.float32)
+            self.language_model.requires_grad_(True)
+            self.head.requires_grad_(True)
+        self.projector.requires_grad_(True)
+        self.image_newline.requires_grad_(True)
+        if stage.checkpointing:
+            self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def embed(self, sequences: list[Sequence]) -> Tensor:
-        """Input embeddings (B, T, D): tokens, and the pictures' features in their slots."""
-        ids = padded([sequence.ids for sequence in sequences], 0)
-        embedded = self.language_model.embed_tokens(ids)
-        features = [self.features(picture) for s in sequences for picture in s.pictures]
-        if features:
-            slots = (ids == self.image_id).unsqueeze(-1)
-            embedded = embedded.masked_scatter(slots, torch.cat(features).to(embedded.dtype))
-        return embedded
+    def features(self, sight: Sight) -> Tensor:
+        """A picture's embeddings in the served order: AnyRes features, then the anomaly prompt."""
+        dtype = self.projector.linear_1.weight.dtype
+        tokens = self.projector(sight.tokens.to(dtype))
+        (image,), _ = self.pack([tokens], [sight.size], self.image_newline)
+        phrase = torch.tensor(self.phrases[sight.adverb], device=image.device)
+        return append_prompt(
+            image,
+            self.language_model.get_input_embeddings()(phrase),
+            self.projector(sight.global_token.to(dtype))[0],
+            self.projector(sight.selected.to(dtype)),
+            self.image_newline,
+            sight.grid,
+        )
 
-    def features(self, picture: PictureSlots) -> Tensor:
-        """A picture's embeddings in the order of its slots: (before + behind, D)."""
-        if isinstance(picture, RandomPicture):
-            return torch.where(picture.newlines.unsqueeze(-1), self.image_newline, picture.rows)
-        assert isinstance(picture, SeenPicture)
-        tokens, maps = picture.look.tokens.float(), picture.significance
-        selected = select_tokens(self.llm_q_former, tokens, maps)  # (B, 4, C)
-        global_token = weighted_mean(selected, maps, [len(tokens)])  # (1, C)
-        rows = torch.cat((tokens.flatten(0, 1), selected.flatten(0, 1), global_token))
-        rows = torch.cat((self.projector(rows), self.image_newline.unsqueeze(0)))
-        return rows[picture.order]
+    def embed(self, example: Example) -> tuple[Tensor, list[int]]:
+        """Embeddings (T', D) with the pictures in their places, and labels of that length."""
+        device, embedding = self.image_newline.device, self.language_model.get_input_embeddings()
+        parts, labels, start = list[Tensor](), list[int](), 0
+        places = [i for i, token in enumerate(example.ids) if token == self.config.image_token_id]
+        for place, sight in zip(places, example.sights, strict=True):
+            features = self.features(sight)
+            text = torch.tensor(example.ids[start:place], dtype=torch.long, device=device)
+            parts += [embedding(text), features]
+            labels += example.labels[start:place] + [IGNORED] * len(features)
+            start = place + 1
+        text = torch.tensor(example.ids[start:], dtype=torch.long, device=device)
+        parts.append(embedding(text))
+        labels += example.labels[start:]
+        return torch.cat(parts)[: self.context], labels[: self.context]
 
-    def loss(self, sequences: list[Sequence]) -> Tensor:
-        """Weighted mean cross-entropy of the supervised tokens.
+    def forward(self, examples: list[Example]) -> Tensor:
+        """Mean cross-entropy () of the answers' tokens, in bfloat16 where that is precise enough.
 
         Padding stands on the right and attention is causal, so that no mask is needed.
         """
-        hidden = self.language_model(
-            inputs_embeds=self.embed(sequences), use_cache=False
-        ).last_hidden_state
-        marks = padded([sequence.labels for sequence in sequences], IGNORED)
-        labels = marks[:, 1:]
-        wanted = labels != IGNORED
-        logits = hidden[:, :-1][wanted] @ self.language_model.embed_tokens.weight.T
-        first = wanted & (marks[:, :-1] == IGNORED)
-        weight = torch.where(first, FIRST_WORD, 1.0)[wanted]
-        losses = cross_entropy(logits.float(), labels[wanted], reduction="none")
-        return (losses * weight).sum() / weight.sum()
+        with torch.autocast(self.image_newline.device.type, torch.bfloat16):
+            embedded, labels = zip(*map(self.embed, examples), strict=True)
+            inputs = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)  # (B, T, D)
+            hidden = self.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+            wanted = padded(list(labels), IGNORED).to(hidden.device)[:, 1:]
+            answered = wanted != IGNORED
+            logits = self.head(hidden[:, :-1][answered])
+        total = cross_entropy(logits.float(), wanted[answered], reduction="sum")
+        return total / answered.sum().clamp_min(1)
 
-    @torch.no_grad()
-    def reply(self, sequences: list[Sequence], end: int, limit: int = 80) -> list[list[int]]:
-        """Greedy answers to questions (sequences that end where the assistant begins)."""
-        answers = []
-        for sequence in sequences:
-            embedded, cache, answer = self.embed([sequence]), None, list[int]()
-            while len(answer) < limit:
-                out = self.language_model(
-                    inputs_embeds=embedded, past_key_values=cache, use_cache=True
-                )
-                cache = out.past_key_values
-                logits = out.last_hidden_state[:, -1] @ self.language_model.embed_tokens.weight.T
-                answer.append(int(logits.argmax()))
-                if answer[-1] == end:
-                    break
-                embedded = self.language_model.embed_tokens(torch.tensor([answer[-1:]]))
-            answers.append(answer)
-        return answers
+    def merged(self) -> None:
+        """Put what the adapters learnt into the weights themselves."""
+        if isinstance(self.language_model, PeftModel):
+            self.language_model = self.language_model.merge_and_unload()
 
 
-@dataclass(frozen=True)
-class RandomPicture:
-    """A made-up picture of a few random embeddings, a newline at the end of each part."""
+class Examples:
+    """Batches of conversations by number: every epoch in another order, from the seed alone."""
 
-    rows: Tensor  # (before + behind, D)
-    before: int
-    behind: int
+    def __init__(
+        self,
+        conversations: list[Conversation],
+        sight: FrozenSight,
+        processor: LlavaOnevisionProcessor,
+        stage: Stage2,
+    ) -> None:
+        """Batches of these conversations; pictures are looked at when they are asked for."""
+        self.conversations, self.sight, self.stage = conversations, sight, stage
+        self.tokenizer = processor.tokenizer
+        self.template = processor.chat_template or processor.tokenizer.chat_template
 
-    @property
-    def newlines(self) -> Tensor:
-        """Which rows are newlines: (before + behind,) bool."""
-        marks = torch.zeros(len(self.rows), dtype=torch.bool)
-        marks[[self.before - 1, -1]] = True
-        return marks
+    def __call__(self, index: int) -> tuple[list[Example]]:
+        """The batch of this number."""
+        first = index * self.stage.batch
+        return ([self.example(self._at(first + i), first + i) for i in range(self.stage.batch)],)
 
+    def example(self, conversation: Conversation, draw: int = 0) -> Example:
+        """One conversation with its pictures; `draw` chooses whether the facts are told."""
+        told = Random(f"{self.stage.seed} facts {draw}").random() < self.stage.facts_share
+        sights = [self.sight.read(path) for path in conversation.pictures]
+        facts = [sight.facts if told else "" for sight in sights]
+        ids, labels = served_prompt(self.tokenizer, self.template, conversation, facts)
+        return Example(ids, labels, sights)
 
-@dataclass(frozen=True)
-class SeenPicture:
-    """A real picture's tokens with a map drawn to fit its facts."""
-
-    look: Look
-    significance: Tensor  # (B, side, side)
-    layout: Layout
-
-    @property
-    def before(self) -> int:
-        """Embeddings before the phrase."""
-        return len(self.layout.image)
-
-    @property
-    def behind(self) -> int:
-        """Embeddings behind the phrase."""
-        return len(self.layout.suspicious)
-
-    @property
-    def order(self) -> Tensor:
-        """Indices of the slots' embeddings into [tokens | selected | global | newline]."""
-        return torch.cat((self.layout.image, self.layout.suspicious))
+    def _at(self, draw: int) -> Conversation:
+        epoch, place = divmod(draw, len(self.conversations))
+        order = np.random.default_rng([self.stage.seed, epoch]).permutation(len(self.conversations))
+        return self.conversations[order[place]]
 
 
-MakeSequence = Callable[[random.Random], Sequence]
-
-
-def text_sequences(writer: SequenceWriter, width: int) -> MakeSequence:
-    """The first stage's data: made-up facts, pictures of a few random embeddings."""
-
-    def picture(rng: random.Random) -> RandomPicture:
-        generator = torch.Generator().manual_seed(rng.getrandbits(40))
-        before, behind = rng.choice(((1, 1), (2, 2), (9, 5)))
-        scale = 0.02 * 4 ** rng.random()
-        rows = torch.randn(before + behind, width, generator=generator) * scale
-        return RandomPicture(rows, before, behind)
-
-    def make(rng: random.Random) -> Sequence:
-        dialogue = make_series(rng) if rng.random() < SERIES else make_dialogue(rng)
-        return writer.write(dialogue, [picture(rng) for _ in dialogue.pictures])
-
-    return make
-
-
-def see(look: Look, facts: Facts, rng: random.Random, pinpoints: str) -> SeenPicture:
-    """A look whose significance is drawn to fit the facts."""
-    side = round(look.tokens.shape[1] ** 0.5)
-    maps = crop_maps(look, facts, side, rng)
-    return SeenPicture(look, maps, layout(look.size, look.grid, side, pinpoints))
-
-
-def picture_sequences(writer: SequenceWriter, looks: list[Look], pinpoints: str) -> MakeSequence:
-    """The second stage's data: made-up facts about real pictures, all their tokens in place."""
-
-    def make(rng: random.Random) -> Sequence:
-        dialogue = make_dialogue(rng)
-        pictures = [see(rng.choice(looks), facts, rng, pinpoints) for facts in dialogue.pictures]
-        return writer.write(dialogue, pictures)
-
-    return make
-
-
-class Batches:
-    """Batches by step: drawn POOL at a time, sorted by length, their order shuffled."""
-
-    def __init__(self, make: MakeSequence, training: AssistantTraining) -> None:
-        """Batches of `make`'s sequences; the same for the same seed and step."""
-        self.make, self.training = make, training
-        self.pool: list[list[Sequence]] = []
-        self.index = -1
-
-    def __call__(self, step: int) -> list[Sequence]:
-        """The batch of a step."""
-        if step // POOL != self.index:
-            self.index = step // POOL
-            rng = random.Random(f"{self.training.seed} {self.index}")
-            drawn = [self.make(rng) for _ in range(POOL * self.training.batch)]
-            drawn.sort(key=lambda sequence: len(sequence.ids))
-            size = self.training.batch
-            self.pool = [drawn[i : i + size] for i in range(0, len(drawn), size)]
-            rng.shuffle(self.pool)
-        return self.pool[step % POOL]
+def load_assistant(
+    folder: Path, stage: Stage2
+) -> tuple[LlavaOnevisionForConditionalGeneration, Assistant, LlavaOnevisionProcessor]:
+    """A checkpoint's folder as a model, its trainable part and its processor."""
+    torch.manual_seed(stage.seed)
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype="auto")
+    processor = AutoProcessor.from_pretrained(folder)
+    return model, Assistant(model, phrase_token_ids(processor.tokenizer), stage), processor
 
 
 def train_assistant(
-    assistant: Assistant,
-    batches: Batches,
-    schedule: Schedule,
     folder: Path,
-    resume: bool,
-) -> None:
-    """Run one stage in its own folder, or go on with it."""
-    run = Run(assistant, schedule, folder)
+    expert: Path | None,
+    conversations: list[Conversation],
+    stage: Stage2,
+    schedule: Schedule,
+    out: Path,
+    resume: bool = False,
+) -> LlavaOnevisionForConditionalGeneration:
+    """Train on conversations and give the whole model, adapters merged."""
+    model, assistant, processor = load_assistant(folder, stage)
+    judge = load_expert(*read_section(folder, expert))
+    run = Run(assistant, schedule, out)
+    sight = FrozenSight(model, processor.image_processor, judge, run.accelerator.device)
     if resume:
         run.resume()
+    run.train(Examples(conversations, sight, processor, stage), "assistant")
+    assistant.merged()
+    return model.cpu().eval()
 
-    def loss_at(step: int) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return assistant.loss(batches(step))
 
-    run.train(loss_at, f"assistant, {folder.name}")
+def write_like(folder: Path, model: LlavaOnevisionForConditionalGeneration, out: Path) -> Path:
+    """Write the model's weights and, unchanged, every other file of the folder it came from."""
+    for path in folder.iterdir():
+        weights = any(path.match(pattern) for pattern in WEIGHT_FILES)
+        if path.is_file() and not (weights or path.name == "README.md"):
+            shutil.copyfile(path, out / path.name)
+    section = json.loads((folder / "config.json").read_text()).get("anomaly_expert")
+    if section is not None:
+        shutil.copyfile(folder / section["weights"], out / section["weights"])
+    dtype = LlavaOnevisionConfig.from_pretrained(folder).dtype or torch.float32
+    write_weights(hub_state_dict(model, dtype), out)
+    return out / "model.safetensors"
 
 
 @click.command("assistant")
-@click.option("--tower", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--pictures", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--text-steps", default=2000, show_default=True, help="Steps on text alone.")
-@click.option("--picture-steps", default=800, show_default=True, help="Steps on real pictures.")
-@click.option("--looks", default=600, show_default=True, help="Pictures of the second stage.")
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of a LLaVA-OneVision checkpoint in Hugging Face format; models/nano is one.",
+)
 @click.option(
     "--expert",
-    type=click.Path(exists=True, path_type=Path),
-    help="Keep the selector of the LLM's tokens of this expert.safetensors; else one is trained.",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The anomaly expert's weights, for a checkpoint that does not bring one.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the checkpoints in --out.")
+@click.option(
+    "--conversations",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="LLaVA's JSON: Anomaly-Instruct-125k, what `looktwice train dialogue` wrote, your own.",
+)
+@click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that the records' picture paths start from.  [default: the JSON's own]",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for run and finished checkpoint; `looktwice serve` takes it.",
+)
+@click.option(
+    "--lora",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Rank of low-rank adapters in the language model; 0 trains all its weights.",
+)
+@click.option("--epochs", type=click.FloatRange(min=0), default=1.0, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), help="Steps, instead of --epochs.")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Conversations at a time, of each process.",
+)
+@click.option(
+    "--accumulate",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Batches of a process that make one step.",
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Peak; warm-up over 3 % of the steps, then a cosine.  [default: 1e-5; 1e-4 with --lora]",
+)
+@click.option(
+    "--facts-share",
+    type=click.FloatRange(0, 1),
+    default=0.8,
+    show_default=True,
+    help="Share of conversations with the facts behind the picture; 0 is the paper's prompt.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=16),
+    help="Cut conversations after so many tokens, pictures included.  [default: the checkpoint's]",
+)
+@click.option(
+    "--checkpointing",
+    is_flag=True,
+    help="Compute activations twice instead of keeping them: less memory, a third more time.",
+)
+@click.option("--save-every", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def assistant(
-    tower: Path,
-    pictures: Path,
-    out: Path,
-    text_steps: int,
-    picture_steps: int,
-    looks: int,
+    model: Path,
     expert: Path | None,
+    conversations: Path,
+    images: Path | None,
+    out: Path,
+    lora: int,
+    epochs: float,
+    steps: int | None,
+    batch: int,
+    accumulate: int,
+    learning_rate: float | None,
+    facts_share: float,
+    context: int | None,
+    checkpointing: bool,
+    save_every: int,
+    seed: int,
     resume: bool,
 ) -> None:
-    """Train the small language model to talk about inspections, on made-up ones.
+    """Train a checkpoint to talk about inspections (Anomaly-OV's stage 2).
 
-    --tower is the folder that `looktwice train tower` filled, --pictures a folder of any pictures.
+    Projector and language model learn from conversations, the answers alone being judged; image
+    tower and expert stay as they are. OUT becomes a checkpoint like MODEL.
+
+    Several GPUs: accelerate launch -m looktwice_clients train assistant ...
+
+    Memory and time beforehand: looktwice train estimate --help
     """
-    tokenizer = kept_tokenizer(out / "tokenizer")
-    torch.manual_seed(0)
-    model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
-    student, writer = Assistant(model), SequenceWriter(tokenizer)
-    student.llm_q_former.requires_grad_(False)  # text has nothing to select from
-    text = text_sequences(writer, len(student.image_newline))
-    batches = Batches(text, AssistantTraining())
-    train_assistant(student, batches, Schedule(text_steps, 2e-3), out / "text", resume)
-
-    if expert is None:
-        student.llm_q_former.requires_grad_(True)
-    else:
-        take_selector(student, expert)
-    seen = kept_looks(model, tower, pictures, looks, out / "looks.pt")
-    make = picture_sequences(writer, seen, json.dumps(PINPOINTS))
-    batches = Batches(make, AssistantTraining(batch=6))  # long sequences
-    schedule = Schedule(picture_steps, 7e-4, warmup=30)
-    train_assistant(student, batches, schedule, out / "pictures", resume)
-    weights = {name: value.contiguous() for name, value in student.state_dict().items()}
-    save_file(weights, out / "assistant.safetensors")
-    figures = {
-        name: measure(replier(student, writer, seen), 200, stated=stated).shares()
-        for name, stated in (("grounded", True), ("ungrounded", False))
-    }
-    write_json(out / "agreement.json", figures)
-    click.echo(json.dumps(figures))
-
-
-def replier(
-    student: Assistant, writer: SequenceWriter, looks: list[Look]
-) -> Callable[[Turn], tuple[str, bool]]:
-    """Answers turns about pictures, greedily: the words, and whether they came to an end."""
-    student.eval()
-    rng, pinpoints = random.Random(0), json.dumps(PINPOINTS)
-
-    def reply(turn: Turn) -> tuple[str, bool]:
-        pictures = tuple(see(rng.choice(looks), f, rng, pinpoints) for f in turn.pictures)
-        sequence = Sequence(writer.question(turn, pictures), [], pictures)
-        (answer,) = student.reply([sequence], writer.end)
-        ended = answer[-1] == writer.end
-        return str(writer.tokenizer.decode(answer[: len(answer) - ended])), ended
-
-    return reply
-
-
-def take_selector(student: Assistant, expert: Path) -> None:
-    """Put an expert's selector of the LLM's tokens into the assistant, frozen."""
-    prefix = "llm_q_former."
-    kept = {k.removeprefix(prefix): v for k, v in load_file(expert).items() if prefix in k}
-    student.llm_q_former.load_state_dict(kept)
-    student.llm_q_former.requires_grad_(False)
-
-
-def kept_looks(
-    model: LlavaOnevisionForConditionalGeneration,
-    tower: Path,
-    pictures: Path,
-    count: int,
-    path: Path,
-) -> list[Look]:
-    """The looks of a file; taken from the pictures and saved there if they are not yet."""
-    if not path.exists():
-        model.model.vision_tower.load_state_dict(load_file(tower / "tower.safetensors"))
-        processor = LlavaOnevisionImageProcessor(**image_processor_config())
-        library = read_pictures(pictures, limit=count, side=448, smallest=128)
-        looks = take_looks(library, count, model, processor)
-        torch.save([(look.tokens, look.size, look.grid) for look in looks], path)
-    return [Look(*parts) for parts in torch.load(path, weights_only=True)]
+    refuse_overwriting(out, resume)
+    if model.resolve() == out.resolve():
+        raise click.UsageError("--out must be another folder than --model")
+    read_section(model, expert)  # refuse before anything large is read
+    read = read_conversations(conversations, images)
+    stage = Stage2(batch, lora, facts_share, context, checkpointing, seed)
+    processes = Accelerator()
+    together = batch * accumulate * processes.num_processes
+    count = steps or max(1, round(epochs * len(read) / together))
+    rate = learning_rate or (1e-4 if lora else 1e-5)
+    schedule = Schedule(
+        count,
+        rate,
+        warmup=max(1, round(0.03 * count)),
+        weight_decay=0.0,
+        save_every=save_every,
+        log_every=1 if count < 200 else 10,
+        accumulate=accumulate,
+    )
+    trained = train_assistant(model, expert, read, stage, schedule, out, resume)
+    if processes.is_main_process:
+        weights = write_like(model, trained, out)
+        record = {
+            "model": str(model),
+            "conversations": file_hash(conversations),
+            "count": len(read),
+        }
+        write_json(
+            out / "training.json", record | {"stage": asdict(stage), "schedule": asdict(schedule)}
+        )
+        click.echo(f"{weights}: {file_hash(weights)}, {count} steps of {together} conversations")

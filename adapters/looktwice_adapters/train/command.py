@@ -10,8 +10,11 @@ COMMANDS = {
     "synthesis": "looktwice_adapters.train.contact_sheet:synthesis",
     "expert": "looktwice_adapters.train.expert:expert",
     "tower": "looktwice_adapters.train.tower:tower",
-    "assistant": "looktwice_adapters.train.assistant:assistant",
+    "nano-assistant": "looktwice_adapters.train.nano_assistant:nano_assistant",
     "nano": "looktwice_adapters.train.nano:nano",
+    "dialogue": "looktwice_adapters.train.labelled_dialogue:dialogue",
+    "assistant": "looktwice_adapters.train.assistant:assistant",
+    "estimate": "looktwice_adapters.train.estimate:estimate",
 }
 
 
@@ -33,4 +36,13 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup)
 def train() -> None:
-    """Train the papers' stages, from free pictures to a checkpoint."""
+    """Train the papers' stages, from free pictures to a checkpoint.
+
+    \b
+    The expert (stage 1):       pictures, synthesis, expert
+    nano, from nothing:         tower, nano-assistant, nano
+    Any checkpoint (stage 2):   dialogue, estimate, assistant
+
+    Recipes for nano, 0.5B and 7B: docs/training.md. Every run logs to TensorBoard
+    (tensorboard --logdir OUT) and goes on after an interruption with --resume.
+    """

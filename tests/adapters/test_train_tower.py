@@ -1,0 +1,76 @@
+"""Distilling the LLM's tower: it learns its teacher's features, and resumes to the same end."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from looktwice_adapters.towers import TimmTower, lite0_weights, load_lite0
+from looktwice_adapters.train import tower as module
+from looktwice_adapters.train.run import Run, Schedule
+from looktwice_adapters.train.tower import TEACHER, TowerTraining, train_tower
+from looktwice_clients.cli import run as looktwice
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A student of two layers, steps of two views, a checkpoint after every step."""
+    training = TowerTraining(layers=2, hidden_size=48, heads=1, taps=(1, 1, 2), batch=2)
+    monkeypatch.setattr(module, "TowerTraining", lambda: training)
+    monkeypatch.setattr(
+        module, "Schedule", lambda steps: Schedule(steps, warmup=1, save_every=1, log_every=1)
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (8, 8, 3), np.uint8).repeat(16, 0).repeat(16, 1) for _ in range(4)]
+
+
+@pytest.fixture
+def teacher():
+    tower = TimmTower(TEACHER)
+    load_lite0(tower, lite0_weights())
+    return tower
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(small, pictures, teacher, tmp_path, monkeypatch):
+    whole = train_tower(pictures, teacher, tmp_path / "whole", 3, False)
+    update = Run.update
+
+    def interrupted(self, inputs_at):
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return update(self, inputs_at)
+
+    monkeypatch.setattr(Run, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_tower(pictures, teacher, tmp_path / "parts", 3, False)
+    monkeypatch.setattr(Run, "update", update)
+    again = train_tower(pictures, teacher, tmp_path / "parts", 3, True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "parts" / "log.jsonl").open()]
+    assert len(losses) == 3
+
+
+def test_the_command_takes_the_packaged_teacher_and_writes_a_siglip_tower(
+    small, pictures, tmp_path
+):
+    (tmp_path / "pictures").mkdir()
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / "pictures" / f"{number}.png")
+    options = ["--pictures", str(tmp_path / "pictures"), "--out", str(tmp_path / "out")]
+    assert looktwice(["train", "tower", *options, "--steps", "1"]) == 0
+    written = json.loads((tmp_path / "out" / "tower.json").read_text())
+    assert written["hidden_size"] == 48
+    assert (tmp_path / "out" / "tower.safetensors").exists()
+
+
+def test_a_folder_without_pictures_is_one_line(tmp_path, capsys):
+    options = ["--pictures", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert looktwice(["train", "tower", *options]) == 1
+    assert "no pictures of 128 pixels or more" in capsys.readouterr().err
