@@ -100,7 +100,7 @@ def test_llavas_json_is_read_with_its_pictures_and_without_its_marks(file):
         ({"image": ["a.png", "b.png"]}, "2 pictures, but 1 times <image>"),
         ({"conversations": "none"}, "no list `conversations`"),
         ({"conversations": [{"from": "human", "value": "<image>Hi"}]}, "gpt last"),
-        ({"conversations": [{"from": "bot", "value": "Hi"}]}, "from is 'bot'"),
+        ({"conversations": [{"from": "bot", "value": "Hi"}]}, "a message from 'bot'"),
         ({"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": ""}]},
          "1 empty answers"),
     ],

@@ -103,7 +103,7 @@ def of_data_set(
     ]
     for sample in tqdm(samples, desc=root.name, unit="picture"):
         mask = None
-        if sample.anomalous and sample.mask is not None:
+        if sample.anomalous and sample.masks:
             mask = read_mask(sample, read_image(sample.path).shape[:2])
         product = sample.product.rpartition("/")[2]
         facts = facts_of_label(product, sample.kind, mask, descriptions.get(product))
