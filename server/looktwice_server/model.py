@@ -182,14 +182,14 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         self,
         pixel_values: Sequence[Tensor],
         image_sizes: Sequence[Sequence[int]],
-        references: Sequence[Reference | None],
+        references: Sequence[Reference | None] = (),
     ) -> list[Encoded]:
         """Look at some images, once.
 
         Args:
             pixel_values: of each image (B, 3, S, S), the base view first.
             image_sizes: (height, width) of each image before AnyRes.
-            references: what each image is compared with, if anything.
+            references: what each image is compared with, if any is with anything.
         """
         if not pixel_values:
             return []

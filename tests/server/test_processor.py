@@ -55,12 +55,12 @@ class Packer(LookTwiceForConditionalGeneration):
         self.image_newline = torch.zeros(1)
         self.multi_modal_projector = torch.nn.Identity()
 
-    def _look(self, pixels, counts):
+    def _judge(self, pixels, counts, references):
         tokens = (self.config.vision_config.image_size // self.config.vision_config.patch_size) ** 2
         output = SimpleNamespace(
             score=torch.zeros(len(counts)), significance=torch.zeros(sum(counts), 1, 1)
         )
-        return torch.zeros(sum(counts), tokens, 1), output
+        return torch.zeros(sum(counts), tokens, 1), output, [None] * len(counts)
 
     def _prompts(self, tokens, output, counts):
         phrase = torch.zeros(len(self.config.anomaly_expert["phrase_token_ids"][0]), 1)

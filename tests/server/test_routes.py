@@ -11,7 +11,7 @@ from tests.server.bad_input_table import QUESTION
 from tests.server.wire import CHAT, INSPECTIONS, Sent, ask, good_uri, image, user
 from tests.serving import Server
 
-OURS = {CHAT, INSPECTIONS}
+OURS = {CHAT, INSPECTIONS, "/v1/references", "/v1/references/{name}"}
 # Bodies with which a picture could come in, by the keys of all vLLM's routes.
 MESSAGES = [user(image(good_uri()), QUESTION)]
 BODY = {
