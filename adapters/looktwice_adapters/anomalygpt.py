@@ -39,6 +39,28 @@ class AnomalyGPTConfig:
     channels: tuple[int, ...] = CHANNELS  # of the prompt learner's blocks
     calibration: Calibration = field(default_factory=Calibration)
 
+    def check(self, level_sizes: tuple[int, ...], llm_size: int, expert: str | None) -> None:
+        """Compare with the checkpoint that the parts are to be served with.
+
+        Args:
+            level_sizes: channels of its expert's levels.
+            llm_size: of its language model's embeddings.
+            expert: hash of its expert's file where that holds a tower of its own.
+
+        Raises:
+            DecoderFileError: they were trained for another.
+        """
+        if expert != self.expert:
+            raise DecoderFileError(
+                f"the decoder was trained on the tower of expert {self.expert}, this checkpoint's "
+                f"is {expert}; train one for it with `looktwice train decoder`"
+            )
+        if (level_sizes, llm_size) != (self.level_sizes, self.llm_size):
+            raise DecoderFileError(
+                f"the decoder was trained for levels of {self.level_sizes} channels and "
+                f"embeddings of {self.llm_size}, this checkpoint has {level_sizes} and {llm_size}"
+            )
+
     @classmethod
     def from_dict(cls, section: dict[str, Any]) -> Self:
         """Read what `asdict` wrote; unknown keys raise TypeError."""
@@ -54,6 +76,7 @@ class DecoderOutput(NamedTuple):
 
     significance: Tensor  # (B, h, w) in [0, 1]
     score: Tensor  # (images,) in [0, 1], not calibrated: drives the adverb
+    prompts: Tensor  # (images, 18, D), of each image's base view
 
 
 class AnomalyGPT(nn.Module):
@@ -78,19 +101,29 @@ class AnomalyGPT(nn.Module):
             final: not looked at.
             crops_per_image: how many of the B crops belong to each image, in order.
         """
-        significance = self.decoder.zero_shot_map(levels)
-        peaks = [peak_logit(crops) for crops in significance.split(crops_per_image)]
-        return DecoderOutput(significance, torch.sigmoid(torch.stack(peaks)))
+        significance = self.significance_map(levels, final, crops_per_image)
+        return self.look_again(final, significance, crops_per_image)
 
-    def prompts(self, significance: Tensor, crops_per_image: list[int]) -> Tensor:
-        """Each image's prompt embeddings (images, 18, D), of its base view's map.
+    def significance_map(
+        self, levels: list[Tensor], final: Tensor, crops_per_image: list[int]
+    ) -> Tensor:
+        """The decoder's zero-shot map (B, h, w) in [0, 1]; of the levels alone."""
+        return self.decoder.zero_shot_map(levels)
+
+    def look_again(
+        self, final: Tensor, significance: Tensor, crops_per_image: list[int]
+    ) -> DecoderOutput:
+        """Score and prompt embeddings by a map, the decoder's own or one with the references'.
 
         Args:
-            significance: (B, h, w), the decoder's own or one with the references'.
+            final: not looked at.
+            significance: (B, h, w) in [0, 1].
             crops_per_image: an image's first crop is its base view, the whole picture.
         """
-        base = [crops[0] for crops in significance.split(crops_per_image)]
-        return self.prompt_learner(torch.stack(base))
+        images = significance.split(crops_per_image)
+        score = torch.sigmoid(torch.stack([peak_logit(crops) for crops in images]))
+        base = torch.stack([crops[0] for crops in images])
+        return DecoderOutput(significance, score, self.prompt_learner(base))
 
     def save(self, path: Path) -> None:
         """Write weights, and in their header the sizes."""
