@@ -99,7 +99,8 @@ class Plain:
         """Score, and the picture's embeddings: image tokens, phrase, prompts."""
         reference, model = self.reference, self.reference.model.model
         inputs = reference.processor.image_processor(picture, return_tensors="pt")
-        tokens = model.vision_tower(inputs.pixel_values[0]).last_hidden_state
+        seen = model.vision_tower(inputs.pixel_values[0], output_hidden_states=True)
+        tokens = seen.hidden_states[model.config.vision_feature_layer]
         levels, final = reference.own_tokens(inputs.pixel_values[0])
         output = self.parts(levels, final, [len(final)])
         [image], _ = model.pack_image_features(

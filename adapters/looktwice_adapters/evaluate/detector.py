@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from looktwice_adapters.anomaly_map import stitch
+from looktwice_adapters.anomalygpt import AnomalyGPT
 from looktwice_adapters.checkpoint import file_hash, load_expert
 from looktwice_adapters.datasets import AnyRes, Sample, read_sample
 from looktwice_adapters.evaluate.judge import THRESHOLD, Judgement
@@ -51,6 +52,7 @@ class Detector:
 
     expert: AnomalyExpert
     anyres: AnyRes
+    decoder: AnomalyGPT | None = None  # judges in the expert's place, behind its tower
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Detector":
@@ -78,6 +80,11 @@ class Detector:
         )
         return cls(expert, anyres)
 
+    @property
+    def judging(self) -> AnomalyExpert | AnomalyGPT:
+        """What makes map and score of the tower's tokens."""
+        return self.expert if self.decoder is None else self.decoder
+
     def tokens(self, picture: NDArray[np.uint8]) -> tuple[list[Tensor], Tensor]:
         """The expert's levels L x (B, N, C_l) and final tokens (B, N, C) of a picture (H, W, 3)."""
         levels, final = self.expert.tower((self.anyres.crops(picture).float() / 255 - 0.5) / 0.5)
@@ -94,15 +101,15 @@ class Detector:
     def raw(self, picture: NDArray[np.uint8]) -> tuple[Tensor, Tensor, Tensor]:
         """Of a picture (H, W, 3): raw score (), crops' significance (B, h, w), stitched (H, W)."""
         levels, final = self.tokens(picture)
-        output = self.expert(levels, final, [len(final)])
+        output = self.judging(levels, final, [len(final)])
         return output.score[0], output.significance, self.stitched(output.significance, picture)
 
     @torch.inference_mode()
     def look(self, picture: NDArray[np.uint8]) -> Looked:
         """What few-shot detection needs of a picture (H, W, 3), a reference or a judged one."""
         levels, final = self.tokens(picture)
-        significance = self.expert.significance_map(levels, final, [len(final)])
-        return look(self.expert, levels, significance, self.expert.config.calibration)
+        significance = self.judging.significance_map(levels, final, [len(final)])
+        return look(self.expert, levels, significance, self.judging.config.calibration)
 
     @torch.inference_mode()
     def judge(self, picture: NDArray[np.uint8], reference: Reference | None = None) -> Judgement:
@@ -112,7 +119,7 @@ class Detector:
             fused = self.stitched(judged.anomaly_map, picture).numpy()
             return Judgement(judged.score, judged.verdict, fused)
         raw, significance, whole = self.raw(picture)
-        calibration = self.expert.config.calibration
+        calibration = self.judging.config.calibration
         calibrated = calibration.map(whole).numpy().astype(np.float32)
         score = float(calibration.score(raw.double(), significance))
         return Judgement(score, "anomalous" if score >= THRESHOLD else "normal", calibrated)
