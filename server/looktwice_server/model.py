@@ -132,6 +132,7 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         self.anomaly_expert.load(state)
         if (decoder := decoder_file(self.config)) is not None:
             self.anomalygpt = AnomalyGPT.load(decoder).to(self.image_newline.device)
+            loaded |= {PREFIX + name for name in self.anomalygpt.state_dict()}
         return loaded | {f"anomaly_expert.{name}" for name in self.anomaly_expert.state_dict()}
 
     def get_mm_mapping(self) -> MultiModelKeys:
