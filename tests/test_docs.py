@@ -21,6 +21,9 @@ from typing import Any
 
 import pytest
 
+# At the top: it binds standard error when it is imported, and capsys' has no file descriptor.
+from mcp import Client, StdioServerParameters
+
 from tests.serving import Server, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,8 +173,6 @@ def wait_for(port: int) -> None:
 
 async def configuration(code: str) -> None:
     """Start the servers of an assistant's configuration as it would, and list their tools."""
-    from mcp import Client, StdioServerParameters
-
     for entry in json.loads(code)["mcpServers"].values():
         async with Client(StdioServerParameters(**entry)) as client:
             tools = (await client.list_tools()).tools

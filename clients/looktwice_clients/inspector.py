@@ -23,7 +23,13 @@ from looktwice_clients.conversation import Answer, AsyncConversation, ChatOption
 from looktwice_clients.errors import LookTwiceError, ReplyError, what_is_wrong
 from looktwice_clients.images import ImageSource, to_wire
 from looktwice_clients.references import AsyncReferences, References
-from looktwice_clients.report import QUESTION, RESPONSE_FORMAT, InspectionReport, report_from
+from looktwice_clients.report import (
+    MAX_TOKENS,
+    QUESTION,
+    RESPONSE_FORMAT,
+    InspectionReport,
+    report_from,
+)
 from looktwice_clients.schemas import Inspection, InspectionList
 
 TIMEOUT = 600.0
@@ -191,7 +197,7 @@ class Inspector:
         Raises:
             ReplyError: the model did not write what it was asked for.
         """
-        question = {"response_format": RESPONSE_FORMAT, **completion}
+        question = {"response_format": RESPONSE_FORMAT, "max_tokens": MAX_TOKENS, **completion}
         return report_from(self.ask(image, QUESTION, reference, map, **question))
 
     def chat(
@@ -335,7 +341,7 @@ class AsyncInspector:
         **completion: Any,
     ) -> InspectionReport:
         """One picture's structured report, as `Inspector.report` gives it."""
-        question = {"response_format": RESPONSE_FORMAT, **completion}
+        question = {"response_format": RESPONSE_FORMAT, "max_tokens": MAX_TOKENS, **completion}
         return report_from(await self.ask(image, QUESTION, reference, map, **question))
 
     def chat(

@@ -57,6 +57,9 @@ RESPONSE_FORMAT: dict[str, Any] = {
 }
 """The argument `response_format` of the OpenAI SDK."""
 
+MAX_TOKENS = 700
+"""Of a report: three texts of 200 characters, each at worst a token of its own, and their names."""
+
 
 def report_from(answer: Answer) -> InspectionReport:
     """The facts of the answer's last picture, and its words.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -129,8 +130,9 @@ def test_two_processes_share_the_batches_and_end_like_one(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    ended = [line.split() for line in done.stdout.splitlines() if line.startswith("ended")]
+    # Both processes write to one pipe, so that a line may hold both.
+    ended = re.findall(r"ended (\d+) (-?\d+\.\d+)", done.stdout)
     one = Line()
     Run(one, Schedule(3, 0.1, warmup=1, accumulate=2), tmp_path / "one").train(inputs_at, "line")
-    assert [words[1] for words in ended] == ["2", "2"]
-    assert [float(words[2]) for words in ended] == pytest.approx([one.weight.item()] * 2)
+    assert [processes for processes, _ in ended] == ["2", "2"]
+    assert [float(weight) for _, weight in ended] == pytest.approx([one.weight.item()] * 2)
