@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from looktwice_adapters.checkpoint import file_hash
 from looktwice_adapters.decoder import ImageDecoder
 from looktwice_adapters.expert import Calibration, peak_logit
 from looktwice_adapters.prompt_learner import CHANNELS, PromptLearner
@@ -35,30 +36,26 @@ class AnomalyGPTConfig:
     text_size: int
     llm_size: int
     text_tower: str  # that made the text features: open_clip's name of it and of its weights
-    expert: str | None = None  # hash of the expert's file whose own tower made the levels
+    expert: str  # hash of the expert's file whose tower made the levels
     channels: tuple[int, ...] = CHANNELS  # of the prompt learner's blocks
     calibration: Calibration = field(default_factory=Calibration)
 
-    def check(self, level_sizes: tuple[int, ...], llm_size: int, expert: str | None) -> None:
-        """Compare with the checkpoint that the parts are to be served with.
+    def check(self, expert: Path, llm_size: int) -> None:
+        """Compare with the checkpoint that the parts are to judge for.
 
         Args:
-            level_sizes: channels of its expert's levels.
+            expert: its expert's file.
             llm_size: of its language model's embeddings.
-            expert: hash of its expert's file where that holds a tower of its own.
 
         Raises:
             DecoderFileError: they were trained for another.
         """
-        if expert != self.expert:
+        found = f"expert {file_hash(expert)} and embeddings of {llm_size}"
+        trained = f"expert {self.expert} and embeddings of {self.llm_size}"
+        if found != trained:
             raise DecoderFileError(
-                f"the decoder was trained on the tower of expert {self.expert}, this checkpoint's "
-                f"is {expert}; train one for it with `looktwice train decoder`"
-            )
-        if (level_sizes, llm_size) != (self.level_sizes, self.llm_size):
-            raise DecoderFileError(
-                f"the decoder was trained for levels of {self.level_sizes} channels and "
-                f"embeddings of {self.llm_size}, this checkpoint has {level_sizes} and {llm_size}"
+                f"the decoder was trained for {trained}, this checkpoint has {found}; "
+                "train one for it with `looktwice train decoder`"
             )
 
     @classmethod
@@ -143,7 +140,7 @@ class AnomalyGPT(nn.Module):
             with safe_open(path, "pt") as file:
                 model = cls(AnomalyGPTConfig.from_dict(json.loads(file.metadata()["anomalygpt"])))
                 state = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}
-            model.load_state_dict(state)
+            model.float().load_state_dict(state)  # vLLM builds models under another default
         except (OSError, SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise DecoderFileError(

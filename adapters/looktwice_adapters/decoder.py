@@ -1,10 +1,10 @@
 """Image decoder: patch tokens of each level, text features -> zero-shot map (B, h, w) in [0, 1].
 
-AnomalyGPT (AAAI 2024), section 3.2: a linear adapter takes each level's patch tokens to the text
-features' width; 100 x cosine similarity with the features of the normal and of the abnormal
-prompts, softmax, mean over levels. Departs from the released code in one point: maps are kept on
-the token grid and resized behind the softmax, because there the crops' maps are stitched and
-the references' map joins them.
+AnomalyGPT (AAAI 2024), "Decoder and Prompt Learner": a linear adapter takes each level's patch
+tokens to the text features' width; 100 x cosine similarity with the features of the normal and of
+the abnormal prompts, softmax, mean over levels. Departs from the released code in one point: maps
+are kept on the token grid and resized behind the softmax, because there the crops' maps are
+stitched and the references' map joins them.
 """
 
 import torch

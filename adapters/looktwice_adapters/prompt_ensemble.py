@@ -1,12 +1,13 @@
 """Prompt ensembles: words for intact and for damaged things -> two text features (2, E).
 
-AnomalyGPT (AAAI 2024), section 3.2, "compositional prompt ensemble" after WinCLIP (Jeong et al.,
-CVPR 2023): every state in every template, averaged a class. The texts, and the word "object" for
-any product, are the released code's. The features are computed once, by open_clip's text tower, and
+AnomalyGPT (AAAI 2024), after WinCLIP's "compositional prompt ensemble" (Jeong et al., CVPR 2023):
+every state in every template, averaged a class. The texts, and the word "object" for any product,
+are the released code's. The features are computed once, by open_clip's text tower, and
 stored with the decoder; open_clip is not needed to serve.
 """
 
 from collections.abc import Callable
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ TEMPLATES = ("a photo of a {}.", "a photo of the {}.")
 PRODUCT = "object"
 
 EncodeText = Callable[[list[str]], Tensor]  # texts -> (T, E), of any length
+
+
+class TextTowerError(ValueError):
+    """open_clip has no such text tower, or cannot get its weights."""
 
 
 def prompts(states: tuple[str, ...], product: str = PRODUCT) -> list[str]:
@@ -47,12 +52,16 @@ def open_clip_encoder(name: str, weights: str | None) -> EncodeText:
 
     Raises:
         ModuleNotFoundError: open_clip is not installed (extra `clip`).
-        RuntimeError, OSError: it has no such architecture or weights, or cannot get them.
+        TextTowerError: it has no such architecture or weights, or cannot get them.
     """
     import open_clip
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = open_clip.create_model(name, pretrained=weights).eval()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = open_clip.create_model(name, pretrained=weights).eval()
+    except (RuntimeError, OSError, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise TextTowerError(f"no text tower {name} with weights {weights}: {reason}") from error
     tokenize = open_clip.get_tokenizer(name)
     return lambda texts: model.encode_text(tokenize(texts))

@@ -1,7 +1,7 @@
 """Prompt learner: anomaly map (B, h, w) -> prompt embeddings (B, 18, D) of the language model.
 
-AnomalyGPT (AAAI 2024), section 3.4: nine learnable base prompts, and nine that a small
-convolutional network makes of the map, one for each cell of a 3x3 grid.
+AnomalyGPT (AAAI 2024), "Decoder and Prompt Learner": nine learnable base prompts, and nine that a
+small convolutional network makes of the map, one for each cell of a 3x3 grid.
 """
 
 from itertools import pairwise

@@ -41,7 +41,8 @@ CHECKOUT_MODELS = Path(__file__).parents[2] / "models"
 @click.option(
     "--decoder",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="For anomalygpt: what `looktwice train decoder` wrote; else decoder.safetensors in MODEL.",
+    help="With anomalygpt: what `looktwice train decoder` wrote; else decoder.safetensors in "
+    "MODEL.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on.")
@@ -61,7 +62,7 @@ def serve(
     local folder, or a hub name such as llava-hf/llava-onevision-qwen2-7b-ov-hf with --expert FILE.
     """
     if decoder is not None and adapter != "anomalygpt":
-        raise click.UsageError("--decoder belongs to --adapter anomalygpt")
+        raise click.UsageError("--decoder FILE needs --adapter anomalygpt beside it")
     if not is_child():
         context.exit(watch(context.args))
     end_with_parent()
@@ -240,8 +241,6 @@ def decoder_section(args: Namespace, decoder: Path | None) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from looktwice_adapters.anomalygpt import FILE_NAME, AnomalyGPT
-    from looktwice_adapters.checkpoint import file_hash
-    from looktwice_server.weights import ExpertSection
 
     path = decoder or Path(args.model_tag, FILE_NAME)
     if not path.is_file():
@@ -250,14 +249,8 @@ def decoder_section(args: Namespace, decoder: Path | None) -> dict[str, Any]:
             "with `looktwice train decoder` and name it with --decoder FILE"
         )
     config = AutoConfig.from_pretrained(args.model_tag, revision=args.revision)
-    config.anomaly_expert = args.hf_overrides["anomaly_expert"]
-    expert = ExpertSection.from_config(config)
-    own_tower = expert.config.tower.name != "llm"
-    AnomalyGPT.load(path).config.check(
-        expert.config.level_sizes,
-        config.text_config.hidden_size,
-        file_hash(expert.weights) if own_tower else None,
-    )
+    expert = Path(args.hf_overrides["anomaly_expert"]["weights"])
+    AnomalyGPT.load(path).config.check(expert, config.text_config.hidden_size)
     return {"weights": str(path.resolve())}
 
 

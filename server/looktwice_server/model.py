@@ -104,11 +104,12 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
     }
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        """Build the stock model, then the expert, always in float32."""
+        """Build the stock model, then expert and decoder, always in float32."""
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.section = ExpertSection.from_config(self.config)
         self.anomaly_expert = AnomalyExpert(self.section.config).float()
-        self.anomalygpt: AnomalyGPT | None = None
+        decoder = decoder_file(self.config)
+        self.anomalygpt = None if decoder is None else AnomalyGPT.load(decoder)
         self.register_buffer(
             "phrase_token_ids", torch.tensor(self.section.phrase_token_ids), persistent=False
         )
@@ -121,7 +122,7 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         )
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load the checkpoint, then the files of expert and decoder."""
+        """Load the checkpoint, then the expert's own file."""
         state = read_expert(self.section.weights)
         # vLLM reads every .safetensors of the folder: ours that lie there are passed over.
         loaded = super().load_weights(
@@ -130,10 +131,8 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
             if name not in state and not name.startswith(PREFIX)
         )
         self.anomaly_expert.load(state)
-        if (decoder := decoder_file(self.config)) is not None:
-            self.anomalygpt = AnomalyGPT.load(decoder).to(self.image_newline.device)
-            loaded |= {PREFIX + name for name in self.anomalygpt.state_dict()}
-        return loaded | {f"anomaly_expert.{name}" for name in self.anomaly_expert.state_dict()}
+        own = ("anomaly_expert.", PREFIX)
+        return loaded | {name for name in self.state_dict() if name.startswith(own)}
 
     def get_mm_mapping(self) -> MultiModelKeys:
         """Which modules are which, for vLLM's LoRA."""
@@ -186,8 +185,8 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
     def look(self, pixels: Tensor) -> Looked:
         """What few-shot detection needs of one image's crops (B, 3, S, S)."""
         levels, final, _ = self._features(pixels, [len(pixels)])
-        significance = self.judge.significance_map(levels, final, [len(pixels)])
-        return look(self.anomaly_expert, levels, significance, self.judge.config.calibration)
+        significance = self.judging.significance_map(levels, final, [len(pixels)])
+        return look(self.anomaly_expert, levels, significance, self.judging.config.calibration)
 
     @torch.inference_mode()
     def encode(
@@ -237,7 +236,7 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         ]
 
     @property
-    def judge(self) -> AnomalyExpert | AnomalyGPT:
+    def judging(self) -> AnomalyExpert | AnomalyGPT:
         """What makes map and score of the expert tower's tokens."""
         return self.anomaly_expert if self.anomalygpt is None else self.anomalygpt
 
@@ -250,8 +249,8 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         place, so that the language model sees what the references say.
         """
         levels, final, tokens = self._features(pixels, counts)
-        expert, calibration = self.anomaly_expert, self.judge.config.calibration
-        significance = self.judge.significance_map(levels, final, counts)
+        expert, calibration = self.anomaly_expert, self.judging.config.calibration
+        significance = self.judging.significance_map(levels, final, counts)
         maps = list(significance.split(counts))
         judgements: list[FewShotJudgement | None] = [None] * len(counts)
         split = list(zip(*(level.split(counts) for level in levels), strict=True))
@@ -259,7 +258,7 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
             if reference is not None:
                 judged = reference.judge(look(expert, list(split[i]), maps[i], calibration))
                 maps[i], judgements[i] = judged.anomaly_map, judged
-        output = self.judge.look_again(final, torch.cat(maps), counts)
+        output = self.judging.look_again(final, torch.cat(maps), counts)
         scores = [
             own if judged is None else own.new_tensor(judged.score)
             for own, judged in zip(output.score, judgements, strict=True)

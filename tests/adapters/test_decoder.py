@@ -1,7 +1,7 @@
 """AnomalyGPT's decoder, prompt ensembles and prompt learner against the published outputs."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,18 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, normalize
 
-from looktwice_adapters.anomalygpt import (
-    AnomalyGPT,
-    AnomalyGPTConfig,
-    DecoderFileError,
-)
+from looktwice_adapters.anomalygpt import AnomalyGPT, AnomalyGPTConfig, DecoderFileError
+from looktwice_adapters.checkpoint import file_hash
 from looktwice_adapters.decoder import class_probabilities, resized
 from looktwice_adapters.losses import dice_loss, focal_loss
 from looktwice_adapters.prompt_ensemble import ABNORMAL, NORMAL, prompts, text_features
 from looktwice_adapters.prompt_learner import PROMPTS, PromptLearner
 from tests.golden import GOLDEN
 
-CONFIG = AnomalyGPTConfig((6, 8), 5, 12, "none", channels=(2, 2, 3, 3, 4))
+CONFIG = AnomalyGPTConfig((6, 8), 5, 12, "none", "0123", channels=(2, 2, 3, 3, 4))
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +154,28 @@ def test_a_saved_file_judges_as_before_and_brings_its_sizes(tiny, tmp_path):
     levels, final = drawn_levels(2), torch.empty(2, 9, 0)
     with torch.no_grad():
         assert torch.equal(loaded(levels, final, [2]).score, tiny(levels, final, [2]).score)
+
+
+def test_it_judges_in_float32_whatever_torchs_default(tiny, tmp_path):
+    tiny.save(tmp_path / "decoder.safetensors")
+    torch.set_default_dtype(torch.bfloat16)  # as vLLM does while it builds a model
+    try:
+        loaded = AnomalyGPT.load(tmp_path / "decoder.safetensors")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, tiny.state_dict()[name]), name
+
+
+def test_a_decoder_of_another_checkpoint_is_refused_with_both_names(tmp_path):
+    expert = tmp_path / "expert.safetensors"
+    expert.write_bytes(b"weights")
+    fitting = replace(CONFIG, expert=file_hash(expert))
+    fitting.check(expert, 12)
+    with pytest.raises(DecoderFileError, match=r"embeddings of 12, .* embeddings of 896; train"):
+        fitting.check(expert, 896)
+    with pytest.raises(DecoderFileError, match=f"expert 0123 .* expert {fitting.expert} "):
+        CONFIG.check(expert, 12)
 
 
 def test_a_file_that_is_no_decoder_is_refused_in_one_line(tmp_path):

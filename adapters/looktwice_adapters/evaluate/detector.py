@@ -42,25 +42,32 @@ def shipped_checkpoint() -> Path:
     raise CheckpointError(f"there is no {NANO} here: name a checkpoint folder")
 
 
+def expert_file(folder: Path) -> Path:
+    """The weights of a checkpoint folder's expert."""
+    section = json.loads((folder / "config.json").read_text())["anomaly_expert"]
+    return folder / section["weights"]
+
+
 class CheckpointError(ValueError):
     """The folder holds no checkpoint with an expert that has a tower of its own."""
 
 
 @dataclass(frozen=True)
 class Detector:
-    """An expert and how its pictures are cut."""
+    """An expert, how its pictures are cut, and who judges by its tower's tokens."""
 
     expert: AnomalyExpert
     anyres: AnyRes
-    decoder: AnomalyGPT | None = None  # judges in the expert's place, behind its tower
+    decoder: AnomalyGPT | None = None  # judges in the expert's place
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Detector":
-        """Load the expert of a checkpoint folder.
+    def from_folder(cls, folder: Path, decoder: Path | None = None) -> "Detector":
+        """Load the expert of a checkpoint folder, and a decoder that `train decoder` wrote for it.
 
         Raises:
             CheckpointError: no config.json with an `anomaly_expert`, or its tower is the LLM's.
             ExpertFileError: its weights do not fit.
+            DecoderFileError: the decoder's do not.
         """
         path = folder / "config.json"
         if not path.is_file():
@@ -73,12 +80,16 @@ class Detector:
         expert_config = ExpertConfig.from_dict(sizes)
         if expert_config.tower.name == "llm":
             raise CheckpointError(f"the expert of {folder} looks through the LLM's tower")
-        expert = load_expert(folder / section["weights"], expert_config)
+        expert = load_expert(expert_file(folder), expert_config)
         anyres = AnyRes(
             config["vision_config"]["image_size"],
             tuple((height, width) for height, width in config["image_grid_pinpoints"]),
         )
-        return cls(expert, anyres)
+        if decoder is None:
+            return cls(expert, anyres)
+        parts = AnomalyGPT.load(decoder)
+        parts.config.check(expert_file(folder), config["text_config"]["hidden_size"])
+        return cls(expert, anyres, parts)
 
     @property
     def judging(self) -> AnomalyExpert | AnomalyGPT:
@@ -128,13 +139,12 @@ class Detector:
 class ExpertJudge:
     """A checkpoint's expert as a judge of samples, against references where it is given some."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, decoder: Path | None = None) -> None:
         """Load the checkpoint of a folder; raises as `Detector.from_folder`."""
         self.name = folder.resolve().name
-        self.detector = Detector.from_folder(folder)
+        self.detector = Detector.from_folder(folder, decoder)
         self.reference: Reference | None = None
-        section = json.loads((folder / "config.json").read_text())["anomaly_expert"]
-        self.expert: str | None = file_hash(folder / section["weights"])
+        self.expert: str | None = file_hash(decoder or expert_file(folder))
 
     def prepare(self, product: str, references: Sequence[Sample]) -> None:
         """Make the product's reference, if there are normal pictures to make it of."""

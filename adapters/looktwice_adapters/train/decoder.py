@@ -1,11 +1,10 @@
 """Training AnomalyGPT's decoder and prompt learner: lessons -> decoder.safetensors.
 
-AnomalyGPT (AAAI 2024), section 3.5: cross-entropy of the answers, focal and dice loss of each
+AnomalyGPT (AAAI 2024), "Loss Functions": cross-entropy of the answers, focal and dice loss of each
 level's map, weighted alike; both towers and the language model are frozen. The answers are asked
 for without the facts sentence, so that the prompt embeddings are all that tells them.
 """
 
-import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,18 +19,19 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from looktwice_adapters.anomaly_prompt import ADVERBS, adverb_index
 from looktwice_adapters.anomalygpt import FILE_NAME, AnomalyGPT, AnomalyGPTConfig, DecoderOutput
 from looktwice_adapters.answers import Facts, answer
-from looktwice_adapters.checkpoint import ExpertFileError, file_hash
+from looktwice_adapters.checkpoint import file_hash
 from looktwice_adapters.decoder import ImageDecoder
 from looktwice_adapters.dialogue import Dialogue, Turn
-from looktwice_adapters.evaluate.detector import CheckpointError, Detector
+from looktwice_adapters.evaluate.detector import Detector, expert_file
 from looktwice_adapters.expert import AnomalyExpert
 from looktwice_adapters.facts import Verdict
 from looktwice_adapters.losses import dice_loss, focal_loss
-from looktwice_adapters.prompt_ensemble import open_clip_encoder, text_features
+from looktwice_adapters.prompt_ensemble import TextTowerError, open_clip_encoder, text_features
 from looktwice_adapters.prompt_learner import CHANNELS, PROMPTS
 from looktwice_adapters.questions import ask
 from looktwice_adapters.scenes import PictureLibrary
 from looktwice_adapters.train.expert import CALIBRATION_IMAGES, COVERED, fitted_calibration
+from looktwice_adapters.train.features import keep_plan
 from looktwice_adapters.train.lessons import Lesson, Towers, make_lessons
 from looktwice_adapters.train.nano_assistant import Assistant
 from looktwice_adapters.train.pictures import open_library
@@ -138,12 +138,7 @@ def conversations(
 class Pupil(nn.Module):
     """The parts that learn, between the frozen tower and the frozen language model."""
 
-    def __init__(
-        self,
-        parts: AnomalyGPT,
-        towers: Towers,
-        writer: SequenceWriter,
-    ) -> None:
+    def __init__(self, parts: AnomalyGPT, towers: Towers, writer: SequenceWriter) -> None:
         """Take fresh parts, which start undecided, and the checkpoint that they are for."""
         super().__init__()
         undecided(parts.decoder)
@@ -178,7 +173,7 @@ def train_decoder(
         return lessons_at(step, lessons, training), f"{training.seed} {step}"
 
     run.train(inputs_at, "decoder")
-    return pupil.cpu().parts.eval().requires_grad_(False)
+    return pupil.cpu().eval().parts.requires_grad_(False)
 
 
 @click.command("decoder")
@@ -243,12 +238,19 @@ def decoder(
             open_clip_encoder(text_tower, None if text_weights == "untrained" else text_weights)
         )
         detector = Detector.from_folder(model)
+        llava = LlavaOnevisionForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
+        library = PictureLibrary() if pictures is None else open_library(pictures)
+        expert = file_hash(expert_file(model))
+        made_of = {"expert": expert, "pictures": pictures and str(pictures.resolve())}
+        keep_plan(out / "lessons", made_of)
     except ModuleNotFoundError as error:
         raise click.UsageError("pip install 'looktwice[clip]' brings the text tower") from error
-    except (CheckpointError, ExpertFileError, RuntimeError, OSError) as error:
+    except TextTowerError as error:
+        raise click.ClickException(
+            f"{error}; --text-weights takes one of open_clip's tags, a file, or `untrained`"
+        ) from error
+    except (ValueError, OSError) as error:
         raise click.ClickException(str(error).partition("\n")[0]) from error
-    llava = LlavaOnevisionForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
-    library = PictureLibrary() if pictures is None else open_library(pictures)
     towers = Towers(detector, llava.eval())
     lessons = make_lessons(towers, library, out / "lessons", pairs, seed)
     torch.manual_seed(seed)
@@ -257,9 +259,7 @@ def decoder(
         text.shape[1],
         llava.config.text_config.hidden_size,
         f"{text_tower} {text_weights}",
-        file_hash(
-            model / json.loads((model / "config.json").read_text())["anomaly_expert"]["weights"]
-        ),
+        expert,
         training.channels,
     )
     pupil = Pupil(AnomalyGPT(config, text), towers, SequenceWriter(kept_tokenizer(model)))

@@ -93,7 +93,6 @@ def make_lessons(
     towers: Towers, library: PictureLibrary, folder: Path, pairs: int, seed: int
 ) -> list[Lesson]:
     """The lessons of `pairs` pairs, consecutive: normal, then defective; files there are read."""
-    folder.mkdir(parents=True, exist_ok=True)
     lessons: list[Lesson] = []
     for number in tqdm(range(-(-pairs // PAIRS)), desc="lessons", unit=f"{PAIRS} pairs"):
         path = folder / f"lessons-{seed}-{number:04d}.pt"
