@@ -177,7 +177,10 @@ def test_the_command_writes_a_decoder_that_fits_its_checkpoint(tmp_path, monkeyp
         (["--text-tower", "ViT-Z"], "no text tower ViT-Z with weights laion2b_s34b_b79k: "),
         (["--text-weights", "{tmp}/config.json"], "`untrained`"),
         (["--text-weights", "untrained", "--model", "{tmp}"], "has no section anomaly_expert"),
-        (["--text-weights", "untrained", "--pictures", "{tmp}"], "made with another pictures"),
+        (
+            ["--text-weights", "untrained", "--pictures", "{tmp}"],
+            "made with another expert, pictures",
+        ),
     ],
 )
 def test_what_cannot_train_is_said_in_one_line(tmp_path, flags, says):

@@ -263,7 +263,7 @@ def decoder(
         training.channels,
     )
     pupil = Pupil(AnomalyGPT(config, text), towers, SequenceWriter(kept_tokenizer(model)))
-    schedule = Schedule(steps, LEARNING_RATE, save_every=50)
+    schedule = Schedule(steps, LEARNING_RATE, warmup=steps // 10, save_every=50)
     parts = train_decoder(pupil, lessons, training, schedule, out, resume)
     if calibrate_on:
         fitted = fitted_calibration(
