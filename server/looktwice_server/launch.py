@@ -60,6 +60,13 @@ def serve(
 
     MODEL is `nano` (a checkout's models/nano, or a folder of that name under $LOOKTWICE_MODELS), a
     local folder, or a hub name such as llava-hf/llava-onevision-qwen2-7b-ov-hf with --expert FILE.
+
+    With --adapter anomalygpt AnomalyGPT's decoder judges in the place of Anomaly-OV's expert, and
+    its prompt learner's embeddings stand behind each picture. Train them for MODEL first:
+
+    \b
+    looktwice train decoder --out DECODER
+    looktwice serve nano --adapter anomalygpt --decoder DECODER/decoder.safetensors
     """
     if decoder is not None and adapter != "anomalygpt":
         raise click.UsageError("--decoder FILE needs --adapter anomalygpt beside it")

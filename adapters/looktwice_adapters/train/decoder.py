@@ -209,7 +209,13 @@ def train_decoder(
     help="open_clip's tag (downloaded), a file, or `untrained`: two fixed directions without "
     "a meaning, which the adapters learn to point in all the same.",
 )
-@click.option("--pairs", default=256, show_default=True, help="Pairs of made-up pictures.")
+@click.option(
+    "--pairs",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Pairs of made-up pictures.",
+)
 @click.option("--steps", default=400, show_default=True, help="Steps of 4 pairs.")
 @click.option("--seed", default=0, show_default=True, help="Of pictures, defects and batches.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
@@ -227,9 +233,13 @@ def decoder(
 ) -> None:
     """Train AnomalyGPT's decoder and prompt learner for a checkpoint, on made-up defects.
 
-    Writes lessons, checkpoint and log under OUT, and OUT/decoder.safetensors for
-    `looktwice serve --adapter anomalygpt --decoder`. Interrupted, it goes on with --resume; lessons
-    that exist are never made again.
+    Writes lessons, checkpoint and log under OUT, and OUT/decoder.safetensors. Interrupted, it goes
+    on with --resume; lessons that exist are never made again.
+
+    \b
+    looktwice train decoder --out DECODER
+    looktwice evaluate mine/ --decoder DECODER/decoder.safetensors
+    looktwice serve nano --adapter anomalygpt --decoder DECODER/decoder.safetensors
     """
     refuse_overwriting(out, resume)
     training = DecoderTraining(seed=seed)
