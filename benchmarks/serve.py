@@ -33,7 +33,7 @@ import torch
 from openai import OpenAI
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoConfig, AutoImageProcessor, SiglipVisionModel
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, SiglipVisionModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the suite's server
 
@@ -73,10 +73,11 @@ def messages(uri: str, words: int = 0) -> list[dict[str, object]]:
 class Chat:
     """One of the two servers, asked the way a client asks."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, word: list[int]) -> None:
+        """`word` is the id of a token that is text by itself: random weights say any bytes."""
         self.client = OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=600)
         self.model = self.client.models.list().data[0].id
-        self.words = 0
+        self.word, self.words = word, 0
 
     def complete(self, uri: str, tokens: int = TOKENS) -> int:
         """Generate exactly that many tokens; the prompt's number of tokens."""
@@ -98,7 +99,7 @@ class Chat:
             max_tokens=2,
             temperature=0,
             stream=True,
-            extra_body={"ignore_eos": True},
+            extra_body={"ignore_eos": True, "allowed_token_ids": self.word},
         )
         with stream:
             for chunk in stream:
@@ -221,7 +222,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
 
     logs = arguments.json.parent
     with both(arguments.model, arguments.expert, logs) as (stock_server, our_server, start_seconds):
-        stock, ours = Chat(stock_server), Chat(our_server)
+        word = AutoTokenizer.from_pretrained(arguments.model).encode("the")
+        stock, ours = Chat(stock_server, word), Chat(our_server, word)
         for chat in (stock, ours):
             throughput(chat.complete, 2, pictures(4))  # warm
         report: dict[str, object] = {
