@@ -72,7 +72,7 @@ class DecoderOutput(NamedTuple):
     """What the decoder says about the B crops of some images."""
 
     significance: Tensor  # (B, h, w) in [0, 1]
-    score: Tensor  # (images,) in [0, 1], not calibrated: drives the adverb
+    score: Tensor  # (images,) raw score in [0, 1]
     prompts: Tensor  # (images, 18, D), of each image's base view
 
 

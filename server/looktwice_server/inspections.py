@@ -210,20 +210,17 @@ class Inspections:
         significance = torch.frombuffer(
             bytearray(record["significance"]), dtype=torch.float32
         ).view(record["shape"])
-        raw = torch.tensor(record["score"], dtype=torch.float32)
         whole = stitch(
             significance,
             crop_grid(self._hf_config, width=crops.size[0], height=crops.size[1]),
             crops.size,
             self._hf_config.vision_config.image_size,
         )
+        score: float = record["score"]
         verdict: Verdict | None = record["verdict"]
-        if verdict is None:  # against a reference all is calibrated already
-            score = float(self._calibration.score(raw.double(), significance))
+        if verdict is None:  # against a reference the map is calibrated already
             verdict = "anomalous" if score >= THRESHOLD else "normal"
             whole = self._calibration.map(whole)
-        else:
-            score = record["score"]
         anomaly_map = whole.numpy()
         regions: list[Region] = []
         if verdict == "anomalous":
@@ -231,7 +228,7 @@ class Inspections:
         return Finding(
             score,
             verdict,
-            ADVERBS[int(adverb_index(raw))],
+            ADVERBS[int(adverb_index(torch.tensor(score, dtype=torch.float64)))],
             np.round(anomaly_map * 255).astype(np.uint8),
             tuple(regions),
             crops.size,

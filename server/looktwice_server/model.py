@@ -48,7 +48,7 @@ class Encoded(NamedTuple):
     """One image, encoded."""
 
     embeddings: Tensor  # (T, D): AnyRes features and anomaly prompt
-    score: float  # raw, the head's or the decoder's; against a reference the calibrated one of both
+    score: float  # calibrated, in [0, 1]; against a reference that of both
     significance: Tensor  # (B, h, w) float32, the crops' maps, calibrated against a reference
     judgement: FewShotJudgement | None  # against a reference
 
@@ -245,8 +245,9 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
     ) -> tuple[Tensor, ExpertOutput | DecoderOutput, list[FewShotJudgement | None]]:
         """The LLM tower's final tokens (B, N, C) and what judge and references say of the crops.
 
-        Against a reference the fused map makes the prompt and the fused score takes the judge's
-        place, so that the language model sees what the references say.
+        Scores are calibrated, so that the adverb says what the score on the wire says. Against a
+        reference the fused map makes the prompt and the fused score is the score, so that the
+        language model sees what the references say.
         """
         levels, final, tokens = self._features(pixels, counts)
         expert, calibration = self.anomaly_expert, self.judging.config.calibration
@@ -260,8 +261,8 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
                 maps[i], judgements[i] = judged.anomaly_map, judged
         output = self.judging.look_again(final, torch.cat(maps), counts)
         scores = [
-            own if judged is None else own.new_tensor(judged.score)
-            for own, judged in zip(output.score, judgements, strict=True)
+            calibration.score(raw, crops) if judged is None else raw.new_tensor(judged.score)
+            for raw, crops, judged in zip(output.score.double(), maps, judgements, strict=True)
         ]
         return tokens, output._replace(score=torch.stack(scores)), judgements
 

@@ -139,7 +139,7 @@ class Inspection(Strict):
     threshold: Unit
     """The score from which on the verdict is anomalous."""
     severity: Adverb
-    """The adverb that the language model was given: it follows the expert's raw score."""
+    """The adverb that the language model was given: slightly below 0.3, highly from 0.7."""
     regions: list[Region]
     """Connected parts of the map at 0.5 and above; none when the verdict is normal."""
     reference: ReferenceVersion | None

@@ -27,8 +27,8 @@ SLIGHTLY, MODERATELY, HIGHLY = range(3)
 class Seen:
     """One picture, seen by the reference."""
 
-    score: float  # raw
-    logit: float  # the raw score before its sigmoid
+    score: float  # calibrated, where the checkpoint says how
+    logit: float  # of the head's raw score
     adverb: int
     grid: tuple[int, int]  # rows and columns of its crops
     significance: Tensor  # (B, h, w)
@@ -115,13 +115,16 @@ class Reference:
         state = load_file(expert) if expert.suffix == ".safetensors" else torch.load(expert)
         self.expert = Expert(state)
         self.tower, self.phrases = tower, phrases
+        self.calibration: dict[str, float] | None = None
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Reference":
         """A checkpoint that brings its expert."""
         section = json.loads((folder / "config.json").read_text())["anomaly_expert"]
         expert = folder / section["weights"]
-        return cls(folder, expert, section["tower"], section["phrase_token_ids"])
+        reference = cls(folder, expert, section["tower"], section["phrase_token_ids"])
+        reference.calibration = section.get("calibration")
+        return reference
 
     @cached_property
     def network(self) -> torch.nn.Module:
@@ -206,7 +209,7 @@ class Reference:
         )
         own_global = expert.global_token(own, significance)
         logit = expert.mlp(own_global, "final_predictor").squeeze()
-        score = torch.sigmoid(logit)
+        score = self._score(logit, significance)
         selected, global_token = (
             (own, own_global) if self.tower is None else self._of_llm(tokens, significance)
         )
@@ -214,6 +217,15 @@ class Reference:
         embeddings = self._embeddings(tokens, size, grid, adverb, global_token, selected)
         maps = torch.stack([square(crop) for crop in significance])
         return Seen(float(score), float(logit), adverb, grid, maps, embeddings)
+
+    def _score(self, logit: Tensor, significance: Tensor) -> Tensor:
+        """From the head's logit and the mean logit of the map's 2 % most significant tokens."""
+        if self.calibration is None:
+            return torch.sigmoid(logit)
+        logits = torch.logit(significance.flatten().double(), 1e-6).sort().values
+        peak = logits[-max(1, round(0.02 * len(logits))) :].mean()
+        of = self.calibration
+        return torch.sigmoid(of["score_scale"] * logit + of["score_bias"] + of["peak_scale"] * peak)
 
     def _of_llm(self, tokens: Tensor, significance: Tensor) -> tuple[Tensor, Tensor]:
         """Selected and global tokens of the LLM's tower by the map of the expert's own."""

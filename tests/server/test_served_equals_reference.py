@@ -5,8 +5,6 @@ for word: one at a time and together, from caches and after they lost it, stream
 """
 
 import base64
-import json
-import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -41,13 +39,12 @@ class Expected:
     url: str
     seen: Seen
     size: tuple[int, int]
-    score: float  # calibrated
     anomaly_map: np.ndarray  # calibrated
     regions: list[Region]
 
     @property
     def verdict(self) -> str:
-        return "anomalous" if self.score >= 0.5 else "normal"
+        return "anomalous" if self.seen.score >= 0.5 else "normal"
 
     @property
     def facts(self) -> str:
@@ -80,31 +77,21 @@ def expected(reference) -> list[Expected]:
     """Sixteen different pictures, of all grids of crops."""
     generator = np.random.default_rng(0)
     sizes = np.exp(generator.uniform(np.log(40), np.log(900), (CONCURRENT, 2))).astype(int).tolist()
-    section = json.loads((NANO / "config.json").read_text())["anomaly_expert"]
     return [
-        judge(reference, section["calibration"], draw(width, height, seed))
-        for seed, (width, height) in enumerate(sizes)
+        judge(reference, draw(width, height, seed)) for seed, (width, height) in enumerate(sizes)
     ]
 
 
-def calibrated_score(seen: Seen, calibration: dict[str, float]) -> float:
-    """From the head's logit and from the mean logit of the map's 2 % most significant tokens."""
-    logits = torch.logit(seen.significance.flatten().double(), 1e-6).sort().values
-    peak = logits[-max(1, round(0.02 * len(logits))) :].mean().item()
-    logit = calibration["score_scale"] * seen.logit + calibration["score_bias"]
-    return 1 / (1 + math.exp(-(logit + calibration["peak_scale"] * peak)))
-
-
-def judge(reference: Reference, calibration: dict[str, float], picture: Image.Image) -> Expected:
-    """Calibrated score, map and regions of what the reference sees."""
-    seen = reference.see(picture)
+def judge(reference: Reference, picture: Image.Image) -> Expected:
+    """Calibrated map and regions of what the reference sees."""
+    seen, calibration = reference.see(picture), reference.calibration
     side = reference.model.config.vision_config.image_size
     significance = stitch(seen.significance, seen.grid, picture.size, side).double()
     logit = torch.logit(significance, 1e-7)
     found = torch.sigmoid(calibration["map_scale"] * logit + calibration["map_bias"]).numpy()
-    score = calibrated_score(seen, calibration)
-    regions = find_regions(found, picture.size, at_least_one=True) if score >= 0.5 else []
-    return Expected(data_uri(picture), seen, picture.size, score, found, regions)
+    anomalous = seen.score >= 0.5
+    regions = find_regions(found, picture.size, at_least_one=True) if anomalous else []
+    return Expected(data_uri(picture), seen, picture.size, found, regions)
 
 
 @dataclass(frozen=True)
@@ -159,7 +146,7 @@ def close(what: str, ours, theirs, tolerance: float) -> None:
 
 def check_inspection(found: dict, picture: Expected, image: int = 0) -> None:
     """An inspection as served against the reference."""
-    close("score", found["score"], picture.score, SCORE)
+    close("score", found["score"], picture.seen.score, SCORE)
     assert found["verdict"] == picture.verdict
     assert found["severity"] == ("slightly", "moderately", "highly")[picture.seen.adverb]
     assert (found["width"], found["height"]) == picture.size

@@ -99,14 +99,16 @@ class FrozenSight:
         tokens, counts = states[self.config.vision_feature_layer], [len(pixels)]
         output = self._judge(pixels, states, counts)
         selected, global_token = self.expert.suspicious_tokens(output, tokens.float(), counts)
+        calibration = self.expert.config.calibration
+        score = calibration.score(output.score[0].double(), output.significance)
         return Sight(
             tokens,
             selected,
             global_token,
-            int(adverb_index(output.score)[0]),
+            int(adverb_index(score)),
             size,
             (int(rows), int(columns)),
-            self._facts(output, size, (int(rows), int(columns))),
+            self._facts(float(score), output.significance, size, (int(rows), int(columns))),
         )
 
     def _judge(self, pixels: Tensor, states: Any, counts: list[int]) -> ExpertOutput:
@@ -116,13 +118,14 @@ class FrozenSight:
             return self.expert(levels, states[tower.final].float(), counts)
         return self.expert(*self.expert.tower(pixels.float()), counts)
 
-    def _facts(self, output: ExpertOutput, size: tuple[int, int], grid: tuple[int, int]) -> str:
+    def _facts(
+        self, score: float, significance: Tensor, size: tuple[int, int], grid: tuple[int, int]
+    ) -> str:
         """The facts sentence of a picture without a reference."""
-        calibration, maps = self.expert.config.calibration, output.significance.cpu()
-        score = calibration.score(output.score[0].double().cpu(), maps)
         if score < THRESHOLD:
             return facts_sentence("normal", [])
-        extent = (size[1], size[0])
-        whole = calibration.map(stitch(maps, grid, extent, self.config.vision_config.image_size))
+        extent, side = (size[1], size[0]), self.config.vision_config.image_size
+        calibration = self.expert.config.calibration
+        whole = calibration.map(stitch(significance.cpu(), grid, extent, side))
         regions = find_regions(whole.numpy(), extent, at_least_one=True)
         return facts_sentence("anomalous", [region.position for region in regions])
