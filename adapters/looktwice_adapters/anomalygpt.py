@@ -142,9 +142,7 @@ class AnomalyGPT(nn.Module):
                 state = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}
             model.float().load_state_dict(state)  # vLLM builds models under another default
         except (OSError, SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
             raise DecoderFileError(
-                f"{path} holds no decoder of AnomalyGPT that `looktwice train decoder` wrote "
-                f"({type(error).__name__}: {reason})"
+                f"{path} holds no decoder, or not all of one; `looktwice train decoder` writes them"
             ) from error
         return model.eval().requires_grad_(False)

@@ -196,5 +196,5 @@ def test_a_decoder_without_its_text_features_says_so(tiny, tmp_path):
     state = load_file(path)
     del state["anomalygpt.decoder.text_features"]
     save_file(state, path, {"anomalygpt": json.dumps(asdict(CONFIG))})
-    with pytest.raises(DecoderFileError, match="RuntimeError"):
+    with pytest.raises(DecoderFileError, match="not all of one"):
         AnomalyGPT.load(path)
