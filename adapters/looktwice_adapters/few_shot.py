@@ -1,7 +1,7 @@
 """Few-shot detection: a product's memory bank beside the zero-shot expert -> one map, one verdict.
 
-AnomalyGPT (AAAI 2024), section 3.3, scores a patch by its distance to the bank; here the logarithm
-of that distance and the expert's own suspicion add up, patch by patch, so that score, map, regions,
+AnomalyGPT (AAAI 2024) scores a patch by its distance to the bank; here the logarithm of that
+distance and the expert's own suspicion add up, patch by patch, so that score, map, regions,
 suspicious tokens and adverb all follow the same evidence. Patches are averages over 3x3 tokens, as
 PatchCore's (section 3.1). What was chosen, and on which data, stands in docs/references.md.
 """

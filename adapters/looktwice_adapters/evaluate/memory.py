@@ -1,6 +1,6 @@
 """The memory bank alone as a judge: K normal pictures -> distance to their nearest patch.
 
-AnomalyGPT's few-shot map (section 3.3) on the tower of a checkpoint's expert, without the expert:
+AnomalyGPT's few-shot map on the tower of a checkpoint's expert, without the expert:
 what the references bring by themselves. Distances have no threshold, so that there is no verdict.
 """
 
