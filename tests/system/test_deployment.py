@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,11 +25,9 @@ KEYS = {
 
 
 def compose(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    plugin = subprocess.run(["docker", "compose", "version"], capture_output=True)
-    command = ["docker", "compose"] if plugin.returncode == 0 else ["docker-compose"]
-    assert shutil.which(command[0]), "no Compose: run .ci/system-packages first"
+    assert shutil.which("docker-compose"), "no Compose: run .ci/system-packages first"
     return subprocess.run(
-        [*command, "--file", str(ROOT / "docker-compose.yml"), *arguments],
+        ["docker-compose", "--file", str(ROOT / "docker-compose.yml"), *arguments],
         capture_output=True,
         text=True,
         env=os.environ | environment,
@@ -45,6 +44,14 @@ def promtool(*arguments: str) -> None:
 def test_compose_takes_every_profile(profile):
     run = compose("--profile", profile, "config", "--quiet", **KEYS)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_command_of_the_page_is_one_that_compose_takes():
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    [profiles] = re.findall(r"^\$ docker compose (.+) up --build$", page, re.MULTILINE)
+    run = compose(*profiles.split(), "config", "--services", **KEYS)
+    assert run.returncode == 0, run.stderr
+    assert set(run.stdout.split()) == {"cpu", "chatbot"}
 
 
 def test_compose_refuses_to_start_without_keys():
