@@ -10,10 +10,12 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from looktwice_clients.chatbot import fragments
 from looktwice_clients.chatbot.station import Station
 from looktwice_clients.chatbot.wording import wording
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.inspector import AsyncInspector
+from tests.clients.chatbot.rows import inspection
 from tests.clients.conftest import encoded, red
 
 KIM = SimpleNamespace(request=SimpleNamespace(scope={"owner": "kim", "operator": "Kim"}))
@@ -74,6 +76,14 @@ def test_an_inspection_shows_verdict_score_regions_and_is_in_the_history(play, h
     [entry], _ = history.page("kim")
     assert entry.inspection.id == session.row.id
     assert (entry.inspection.file_name, entry.inspection.operator) == ("scratched.png", "Kim")
+
+
+def test_an_undecided_verdict_says_what_to_do():
+    row = inspection(verdict="undecided", regions=[])
+    shown = fragments.result(wording("en"), row)
+    assert "undecided" in shown
+    assert "let a person look, and add more good pictures" in shown
+    assert "let a person look" not in fragments.result(wording("en"), inspection())
 
 
 @pytest.mark.parametrize(
