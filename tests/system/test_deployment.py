@@ -22,6 +22,7 @@ KEYS = {
         "WEBUI_SECRET_KEY",
     )
 }
+PROFILES = ["gpu", "cpu", "chatbot", "postgres", "monitoring", "webui"]
 
 
 def compose(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -40,7 +41,7 @@ def promtool(*arguments: str) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("profile", ["gpu", "cpu", "chatbot", "postgres", "monitoring", "webui"])
+@pytest.mark.parametrize("profile", PROFILES)
 def test_compose_takes_every_profile(profile):
     run = compose("--profile", profile, "config", "--quiet", **KEYS)
     assert run.returncode == 0, run.stderr
@@ -48,10 +49,10 @@ def test_compose_takes_every_profile(profile):
 
 def test_the_command_of_the_page_is_one_that_compose_takes():
     page = (ROOT / "docs" / "deployment.md").read_text()
-    [profiles] = re.findall(r"^\$ docker compose (.+) up --build$", page, re.MULTILINE)
-    run = compose(*profiles.split(), "config", "--services", **KEYS)
+    [options] = re.findall(r"^\$ docker compose (.+) up --build$", page, re.MULTILINE)
+    run = compose(*options.split(), "config", "--quiet", **KEYS)
     assert run.returncode == 0, run.stderr
-    assert set(run.stdout.split()) == {"cpu", "chatbot"}
+    assert set(re.findall(r"--profile (\S+)", options)) < set(PROFILES)
 
 
 def test_compose_refuses_to_start_without_keys():

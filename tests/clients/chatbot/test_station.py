@@ -224,7 +224,7 @@ def test_a_product_is_added_warned_of_and_not_replaced_unasked(play, plant, scra
         return first, again, over
 
     first, again, over = play(act)
-    assert "plate is ready: 3 pictures, at most 25.0 % of good parts" in first[0]
+    assert "plate is ready: 3 pictures, about 25.0 % of good parts" in first[0]
     assert "at best 25.0 %: add more for 5.0 %" in first[0]
     assert "Please check: few" in first[0]
     assert ("plate", "plate") in first[1].choices
