@@ -82,8 +82,10 @@ def regions(words: Wording, row: InspectionRow) -> str:
 
 def _extent(box: Sequence[float]) -> str:
     """A box in words that break into lines nowhere but between across and down."""
-    left, top, right, bottom = box
-    return f"x\N{NO-BREAK SPACE}{left:.0f}-{right:.0f}, y\N{NO-BREAK SPACE}{top:.0f}-{bottom:.0f}"
+    x0, y0, x1, y1 = (f"{corner:.0f}" for corner in box)
+    spans = f"x {x0}-{x1}", f"y {y0}-{y1}"
+    unbroken = {ord(" "): "\N{NO-BREAK SPACE}", ord("-"): "\N{NON-BREAKING HYPHEN}"}
+    return ", ".join(span.translate(unbroken) for span in spans)
 
 
 def table(caption: str, names: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -116,6 +116,7 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
         with gr.Column(min_width=300):
             overlay = gr.Image(
                 label=words("result.overlay"),
+                show_label=False,  # it would lie on the picture
                 interactive=False,
                 format="png",
                 buttons=["download", "fullscreen"],

@@ -69,7 +69,8 @@ def test_an_inspection_shows_verdict_score_regions_and_is_in_the_history(play, h
         "anomalous",
         "Score 0.871, threshold 0.50",
         "bottom left",
-        "x\N{NO-BREAK SPACE}0-20, y\N{NO-BREAK SPACE}15-30",
+        "x\N{NO-BREAK SPACE}0\N{NON-BREAKING HYPHEN}20",
+        "y\N{NO-BREAK SPACE}15\N{NON-BREAKING HYPHEN}30",
     ):
         assert words in result
     assert talk == []
