@@ -17,7 +17,7 @@ BOUNDARIES = (0.3, 0.7)
 
 
 def adverb_index(scores: Tensor) -> Tensor:
-    """Index into ADVERBS of each raw score (any shape) in [0, 1], without leaving its device."""
+    """Index into ADVERBS of each score (any shape) in [0, 1], without leaving its device."""
     boundaries = torch.tensor(BOUNDARIES, dtype=torch.float64, device=scores.device)
     return torch.bucketize(scores.double(), boundaries, right=True)
 

@@ -88,7 +88,7 @@ class ExpertOutput(NamedTuple):
     crop_significance: Tensor  # (B,) mean of a crop's map
     selected: Tensor  # (B, 4, C) suspicious tokens
     global_token: Tensor  # (images, C)
-    score: Tensor  # (images,) raw score in [0, 1]: drives the adverb
+    score: Tensor  # (images,) raw score in [0, 1]
 
     @property
     def logit(self) -> Tensor:

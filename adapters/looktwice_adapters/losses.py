@@ -1,4 +1,4 @@
-"""Losses of a map against a mask: focal (Lin et al., 2017) and dice (AnomalyGPT, section 3.4).
+"""Losses of a map against a mask: focal (Lin et al., 2017) and dice (AnomalyGPT, "Loss Functions").
 
 Both take probabilities, not logits, as the published code does (values in `golden/`).
 """

@@ -1,6 +1,6 @@
 """Memory bank: patch tokens of normal images -> how far a query's tokens are from the nearest.
 
-AnomalyGPT (AAAI 2024), section 3.3, "few-shot": a patch's anomaly is one minus its best cosine
+AnomalyGPT (AAAI 2024), few-shot: a patch's anomaly is one minus its best cosine
 similarity with the bank, a level at a time, and the mean over levels. A bank that outgrows its
 budget is thinned by PatchCore's greedy k-centre coreset (Roth et al., CVPR 2022, section 3.2).
 """

@@ -1,4 +1,4 @@
-"""`looktwice serve [MODEL] [--expert FILE] [vLLM's flags]`: settings -> vLLM's own server."""
+"""`looktwice serve [MODEL] [--expert FILE] [--adapter NAME] [vLLM's flags]` -> vLLM's server."""
 
 import os
 import sys
@@ -31,18 +31,49 @@ CHECKOUT_MODELS = Path(__file__).parents[2] / "models"
     help="The anomaly expert's weights, for checkpoints that do not bring one: the authors' "
     "released .pth or a converted .safetensors.",
 )
+@click.option(
+    "--adapter",
+    type=click.Choice(["anomaly-ov", "anomalygpt"]),
+    default="anomaly-ov",
+    show_default=True,
+    help="Which paper's parts judge pictures and write the language model's prompt.",
+)
+@click.option(
+    "--decoder",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With anomalygpt: what `looktwice train decoder` wrote; else decoder.safetensors in "
+    "MODEL.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on.")
 @click.pass_context
-def serve(context: click.Context, model: str, expert: Path | None, host: str, port: int) -> None:
+def serve(
+    context: click.Context,
+    model: str,
+    expert: Path | None,
+    adapter: str,
+    decoder: Path | None,
+    host: str,
+    port: int,
+) -> None:
     """Serve MODEL behind the OpenAI API.
 
     MODEL is `nano` (a checkout's models/nano, or a folder of that name under $LOOKTWICE_MODELS), a
     local folder, or a hub name such as llava-hf/llava-onevision-qwen2-7b-ov-hf with --expert FILE.
+
+    With --adapter anomalygpt AnomalyGPT's decoder judges in the place of Anomaly-OV's expert, and
+    its prompt learner's embeddings stand behind each picture. Train them for MODEL first:
+
+    \b
+    looktwice train decoder --out DECODER
+    looktwice serve nano --adapter anomalygpt --decoder DECODER/decoder.safetensors
     """
+    if decoder is not None and adapter != "anomalygpt":
+        raise click.UsageError("--decoder FILE needs --adapter anomalygpt beside it")
     if not is_child():
         context.exit(watch(context.args))
     end_with_parent()
+    from looktwice_adapters.anomalygpt import DecoderFileError
     from looktwice_adapters.checkpoint import ExpertFileError
 
     flags = list(context.args)
@@ -54,7 +85,9 @@ def serve(context: click.Context, model: str, expert: Path | None, host: str, po
         prepare_environment(settings)
         args = vllm_arguments(path, ["--host", host, "--port", str(port), *flags])
         configure(args, expert, settings)
-    except (SettingsError, ExpertFileError) as error:
+        if adapter == "anomalygpt":
+            args.hf_overrides["anomalygpt"] = decoder_section(args, decoder)
+    except (SettingsError, ExpertFileError, DecoderFileError) as error:
         raise click.ClickException(str(error)) from error
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
@@ -203,6 +236,29 @@ def expert_section(model: str, expert: Path | None, revision: str | None) -> dic
     config.anomaly_expert = section
     ExpertSection.from_config(config).check()
     return section
+
+
+def decoder_section(args: Namespace, decoder: Path | None) -> dict[str, Any]:
+    """The `anomalygpt` section of a configured server: the file of its trained parts.
+
+    Raises:
+        SettingsError: there is none.
+        DecoderFileError: it cannot be read, or was trained for another checkpoint.
+    """
+    from transformers import AutoConfig
+
+    from looktwice_adapters.anomalygpt import FILE_NAME, AnomalyGPT
+
+    path = decoder or Path(args.model_tag, FILE_NAME)
+    if not path.is_file():
+        raise SettingsError(
+            f"{args.model_tag} brings no trained decoder ({FILE_NAME}) for anomalygpt; make one "
+            "with `looktwice train decoder` and name it with --decoder FILE"
+        )
+    config = AutoConfig.from_pretrained(args.model_tag, revision=args.revision)
+    expert = Path(args.hf_overrides["anomaly_expert"]["weights"])
+    AnomalyGPT.load(path).config.check(expert, config.text_config.hidden_size)
+    return {"weights": str(path.resolve())}
 
 
 if __name__ == "__main__":

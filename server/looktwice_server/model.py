@@ -1,8 +1,8 @@
-"""The served model: LLaVA-OneVision whose images carry Anomaly-OV's prompt.
+"""The served model: LLaVA-OneVision whose images carry Anomaly-OV's or AnomalyGPT's prompt.
 
-Crops go through the image tower and the anomaly expert; out come an image's embeddings in the
-published order, and the record (score, significance map) that the API side turns into an
-inspection.
+Crops go through the image tower and the anomaly expert, or through the expert's tower and
+AnomalyGPT's decoder; out come an image's embeddings in the published order, and the record (score,
+significance map) that the API side turns into an inspection.
 """
 
 import logging
@@ -22,9 +22,11 @@ from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from looktwice_adapters.anomaly_prompt import adverb_index, append_prompt
+from looktwice_adapters.anomalygpt import PREFIX, AnomalyGPT, DecoderOutput
 from looktwice_adapters.checkpoint import read_expert
 from looktwice_adapters.expert import AnomalyExpert, ExpertOutput
 from looktwice_adapters.few_shot import FewShotJudgement, Looked, Reference, look
+from looktwice_adapters.recut import Cut
 from looktwice_server.processor import (
     IMAGE_KEY,
     VERSION_KEY,
@@ -35,7 +37,10 @@ from looktwice_server.processor import (
 )
 from looktwice_server.reference_store import LoadedReferences, ReferenceStore
 from looktwice_server.settings import Settings
-from looktwice_server.weights import ExpertSection
+from looktwice_server.weights import ExpertSection, decoder_file
+
+# Phrase, then global token and selected tokens (Anomaly-OV), or prompt embeddings (AnomalyGPT).
+Prompt = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor]
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +105,12 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
     }
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        """Build the stock model, then the expert, always in float32."""
+        """Build the stock model, then expert and decoder, always in float32."""
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.section = ExpertSection.from_config(self.config)
         self.anomaly_expert = AnomalyExpert(self.section.config).float()
+        decoder = decoder_file(self.config)
+        self.anomalygpt = None if decoder is None else AnomalyGPT.load(decoder)
         self.register_buffer(
             "phrase_token_ids", torch.tensor(self.section.phrase_token_ids), persistent=False
         )
@@ -118,10 +125,15 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the checkpoint, then the expert's own file."""
         state = read_expert(self.section.weights)
-        # vLLM reads every .safetensors of the folder: an expert's that lies there is passed over.
-        loaded = super().load_weights(pair for pair in weights if pair[0] not in state)
+        # vLLM reads every .safetensors of the folder: ours that lie there are passed over.
+        loaded = super().load_weights(
+            (name, value)
+            for name, value in weights
+            if name not in state and not name.startswith(PREFIX)
+        )
         self.anomaly_expert.load(state)
-        return loaded | {f"anomaly_expert.{name}" for name in self.anomaly_expert.state_dict()}
+        own = ("anomaly_expert.", PREFIX)
+        return loaded | {name for name in self.state_dict() if name.startswith(own)}
 
     def get_mm_mapping(self) -> MultiModelKeys:
         """Which modules are which, for vLLM's LoRA."""
@@ -170,12 +182,18 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
             "verdict": None if image.judgement is None else image.judgement.verdict,
         }
 
+    def cut(self, pixels: Tensor, size: Sequence[int]) -> Cut:
+        """An image of `size` (height, width) by its crops (B, 3, S, S)."""
+        height, width = size
+        grid = crop_grid(self.config, width=width, height=height)
+        return Cut(pixels, (width, height), grid)
+
     @torch.inference_mode()
     def look(self, pixels: Tensor) -> Looked:
         """What few-shot detection needs of one image's crops (B, 3, S, S)."""
         levels, final, _ = self._features(pixels, [len(pixels)])
-        significance = self.anomaly_expert.significance_map(levels, final, [len(pixels)])
-        return look(self.anomaly_expert, levels, significance, self.section.config.calibration)
+        significance = self.judging.significance_map(levels, final, [len(pixels)])
+        return look(self.anomaly_expert, levels, significance, self.judging.config.calibration)
 
     @torch.inference_mode()
     def encode(
@@ -200,22 +218,22 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
             for pixels, (rows, columns) in zip(pixel_values, grids, strict=True)
         ]
         counts = [len(pixels) for pixels in crops]
-        tokens, output, judgements = self._judge(torch.cat(crops), counts, references)
+        cuts = [self.cut(*pair) for pair in zip(crops, image_sizes, strict=True)]
+        tokens, output, judgements = self._judge(cuts, references)
         features = self.multi_modal_projector(tokens).split(counts)
         prompts = self._prompts(tokens, output, counts)
         scores = output.score.tolist()
         significance = output.significance.split(counts)
         return [
             Encoded(
-                append_prompt(
+                self._append(
                     self._merge_image_patch_embeddings(
                         torch.tensor(image_sizes[i]),
                         features[i],
                         image_newline=self.image_newline,
                         strategy="spatial_unpad",
                     ),
-                    *prompts[i],
-                    self.image_newline,
+                    prompts[i],
                     grids[i],
                 ),
                 scores[i],
@@ -225,26 +243,37 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
             for i in range(len(crops))
         ]
 
+    @property
+    def judging(self) -> AnomalyExpert | AnomalyGPT:
+        """What makes map and score of the expert tower's tokens."""
+        return self.anomaly_expert if self.anomalygpt is None else self.anomalygpt
+
     def _judge(
-        self, pixels: Tensor, counts: list[int], references: Sequence[Reference | None]
-    ) -> tuple[Tensor, ExpertOutput, list[FewShotJudgement | None]]:
-        """The LLM tower's final tokens (B, N, C) and what expert and references say of the crops.
+        self, cuts: list[Cut], references: Sequence[Reference | None]
+    ) -> tuple[Tensor, ExpertOutput | DecoderOutput, list[FewShotJudgement | None]]:
+        """The LLM tower's final tokens (B, N, C) and what judge and references say of the crops.
 
         Scores are calibrated, so that the adverb says what the score on the wire says. Against a
-        reference the fused map selects the tokens and the fused score is the score, so that the
+        reference the fused map makes the prompt and the fused score is the score, so that the
         language model sees what the references say.
         """
-        levels, final, tokens = self._features(pixels, counts)
-        expert, calibration = self.anomaly_expert, self.section.config.calibration
-        significance = expert.significance_map(levels, final, counts)
+        counts = [len(cut.crops) for cut in cuts]
+        levels, final, tokens = self._features(torch.cat([cut.crops for cut in cuts]), counts)
+        expert, calibration = self.anomaly_expert, self.judging.config.calibration
+        significance = self.judging.significance_map(levels, final, counts)
         maps = list(significance.split(counts))
         judgements: list[FewShotJudgement | None] = [None] * len(counts)
         split = list(zip(*(level.split(counts) for level in levels), strict=True))
         for i, reference in enumerate(references):
             if reference is not None:
-                judged = reference.judge(look(expert, list(split[i]), maps[i], calibration))
-                maps[i], judgements[i] = judged.anomaly_map, judged
-        output = expert.look_again(final, torch.cat(maps), counts)
+                if reference.grid in (None, cuts[i].grid):
+                    seen = look(expert, list(split[i]), maps[i], calibration)
+                else:
+                    seen = self.look(cuts[i].on(reference.grid))
+                judged = reference.judge(seen)
+                maps[i] = cuts[i].back(judged.anomaly_map, reference.grid)
+                judgements[i] = judged
+        output = self.judging.look_again(final, torch.cat(maps), counts)
         scores = [
             calibration.score(raw, crops) if judged is None else raw.new_tensor(judged.score)
             for raw, crops, judged in zip(output.score.double(), maps, judgements, strict=True)
@@ -272,19 +301,28 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         return levels, torch.cat([look[1] for look in looks])
 
     def _prompts(
-        self, tokens: Tensor, output: ExpertOutput, counts: list[int]
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Phrase, global token and selected tokens of each image, as the LLM takes them."""
+        self, tokens: Tensor, output: ExpertOutput | DecoderOutput, counts: list[int]
+    ) -> list[Prompt]:
+        """What stands behind each image, as the LLM takes it."""
+        phrase_ids = self.phrase_token_ids[adverb_index(output.score)]
+        phrases = self.language_model.embed_input_ids(phrase_ids)
+        if isinstance(output, DecoderOutput):
+            return list(zip(phrases, output.prompts.to(phrases.dtype), strict=True))
         selected, global_tokens = self.anomaly_expert.suspicious_tokens(
             output, tokens.float(), counts
         )
         project = self.multi_modal_projector
-        phrase_ids = self.phrase_token_ids[adverb_index(output.score)]
         return list(
             zip(
-                self.language_model.embed_input_ids(phrase_ids),
+                phrases,
                 project(global_tokens.to(tokens.dtype)),
                 project(selected.to(tokens.dtype)).split(counts),
                 strict=True,
             )
         )
+
+    def _append(self, image_tokens: Tensor, prompt: Prompt, grid: tuple[int, int]) -> Tensor:
+        """One image's embeddings (T, D): its AnyRes features, then what stands behind them."""
+        if len(prompt) == 2:
+            return torch.cat((image_tokens, *prompt))
+        return append_prompt(image_tokens, *prompt, self.image_newline, grid)

@@ -32,6 +32,8 @@ from vllm.multimodal.parse import ImageSize
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from looktwice_adapters.anomaly_prompt import prompt_length
+from looktwice_adapters.prompt_learner import PROMPTS
+from looktwice_server.weights import decoder_file
 
 IMAGE_KEY = "image_key"
 KEY_BYTES = 16
@@ -105,11 +107,13 @@ class LookTwiceProcessingInfo(LlavaOnevisionProcessingInfo):
         return {"image": None}
 
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
-        """Embeddings of one image: AnyRes features, then the anomaly prompt."""
+        """Embeddings of one image: AnyRes features, then the prompt of whoever judges."""
         hf_config = self.get_hf_config()
         grid = crop_grid(hf_config, width=image_width, height=image_height)
         phrase_tokens = len(hf_config.anomaly_expert["phrase_token_ids"][0])
         features = super().get_num_image_tokens(image_width=image_width, image_height=image_height)
+        if decoder_file(hf_config) is not None:
+            return features + phrase_tokens + PROMPTS
         return features + prompt_length(grid, phrase_tokens)
 
     def get_image_size_with_most_features(self) -> ImageSize:

@@ -48,7 +48,7 @@ from looktwice_server.schemas import (
     ReferenceVersion,
 )
 from looktwice_server.settings import Settings
-from looktwice_server.weights import ExpertSection
+from looktwice_server.weights import judging_file
 
 SERVED = frozenset(
     {
@@ -166,14 +166,14 @@ class LookTwice:
     def __init__(self, engine_client: EngineClient, chat: Any, settings: Settings) -> None:
         """Wrap vLLM's chat handler and open the way to the workers."""
         hf_config = engine_client.vllm_config.model_config.hf_config
-        section = ExpertSection.from_config(hf_config)
+        weights, calibration = judging_file(hf_config)
 
         async def rpc(method: str, args: tuple[Any, ...]) -> list[Any]:
             return await engine_client.collective_rpc(method, args=args)
 
-        inspections = Inspections(rpc, hf_config, section.config.calibration, settings)
+        inspections = Inspections(rpc, hf_config, calibration, settings)
         self.settings = settings
-        self.expert = file_hash(section.weights)
+        self.expert = file_hash(weights)
         self.references = References(
             ReferenceStore(settings.references, settings.max_references),
             rpc,

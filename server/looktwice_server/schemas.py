@@ -77,7 +77,7 @@ class Reference(Strict):
     """Of the evidence: the mean of a picture's strongest patches."""
     created: int
     expert: str
-    """Hash of the expert's weights."""
+    """Hash of the weights that judge: the expert's, or AnomalyGPT's decoder's."""
     warnings: list[str]
     thumbnails: list[str] | None = None
     """Base64 JPEGs, where they were asked for."""
@@ -153,7 +153,7 @@ class Inspection(Strict):
     """Only where it was asked for."""
     model: str
     expert: str
-    """Hash of the anomaly expert's weights."""
+    """Hash of the weights that judged: the anomaly expert's, or AnomalyGPT's decoder's."""
     created: int
     """Seconds since 1970, UTC."""
 

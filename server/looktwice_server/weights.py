@@ -1,15 +1,16 @@
-"""The checkpoint's `anomaly_expert` section -> the expert's sizes, weights file and phrase.
+"""Sections of the served config -> the expert's sizes, weights file and phrase; who judges.
 
-The launcher writes the section into the config that vLLM hands to every process; the checkpoint
-on disk stays as it is.
+The launcher writes `anomaly_expert`, and `anomalygpt` where its decoder takes the expert's place,
+into the config that vLLM hands to every process; the checkpoint on disk stays as it is.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from looktwice_adapters.anomalygpt import AnomalyGPT
 from looktwice_adapters.checkpoint import check_state, read_expert, released_config
-from looktwice_adapters.expert import ExpertConfig
+from looktwice_adapters.expert import Calibration, ExpertConfig
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,18 @@ class ExpertSection:
             ExpertFileError: it is missing, unreadable or does not fit.
         """
         check_state(read_expert(self.weights), self.config)
+
+
+def decoder_file(hf_config: Any) -> Path | None:
+    """The file of AnomalyGPT's trained parts, where they judge pictures."""
+    section = getattr(hf_config, "anomalygpt", None)
+    return None if section is None else Path(section["weights"])
+
+
+def judging_file(hf_config: Any) -> tuple[Path, Calibration]:
+    """The file whose weights judge pictures, and the calibration that goes with them."""
+    decoder = decoder_file(hf_config)
+    if decoder is not None:
+        return decoder, AnomalyGPT.load(decoder).config.calibration
+    section = ExpertSection.from_config(hf_config)
+    return section.weights, section.config.calibration

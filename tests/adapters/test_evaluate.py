@@ -4,6 +4,7 @@ import csv
 import html.parser
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from looktwice_adapters.evaluate.run import baseline_row, judge_row, read_produc
 from looktwice_adapters.metrics import Metrics
 from looktwice_clients.cli import run
 
+EXPERT = str(Path(__file__).parents[2] / "models" / "nano" / "expert.safetensors")
 DOCUMENTED = """image_auroc image_ap image_f1max pixel_auroc pixel_ap aupro verdict_accuracy
 verdict_precision verdict_recall verdict_f1 answer_accuracy ece shortcut_auroc n_normal
 n_anomalous""".split()
@@ -333,7 +335,9 @@ def test_a_table_in_percent_is_printed_without_json(cups, capsys):
         (["{cups}", "--baseline", "magic"], 2, "known are clip, winclip, memory, patchcore"),
         (["{cups}", "--url", "http://127.0.0.1:9/v1", "--model", "{cups}"], 2, "leave out --model"),
         (["{cups}/train"], 1, "no known data set layout"),
+        (["{cups}", "--url", "http://127.0.0.1:9/v1", "--decoder", EXPERT], 2, "leave out --model"),
         (["{cups}", "--model", "{cups}"], 1, "holds no config.json"),
+        (["{cups}", "--decoder", EXPERT], 1, "expert.safetensors holds no decoder"),
         (["{cups}", "--shots", "9"], 1, "cup has 6 pictures in train/good"),
         (["{cups}", "--baseline", "memory"], 1, "the memory bank needs --shots 1 or more"),
         (["{cups}", "--url", "http://127.0.0.1:9/v1"], 1, "no answer from http://127.0.0.1:9/v1"),

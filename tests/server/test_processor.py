@@ -1,5 +1,6 @@
 """Placeholders: as many as the embeddings that the model makes, for pictures of any size."""
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from transformers import LlavaOnevisionConfig
 
+from looktwice_adapters.prompt_learner import PromptLearner
 from looktwice_server.launch import CHECKOUT_MODELS
 from looktwice_server.model import LookTwiceForConditionalGeneration
 from looktwice_server.processor import (
@@ -67,6 +69,18 @@ class Packer(LookTwiceForConditionalGeneration):
         return [(phrase, torch.zeros(1), torch.zeros(count, 4, 1)) for count in counts]
 
 
+class PromptedPacker(Packer):
+    """The same with AnomalyGPT's prompt learner."""
+
+    def __init__(self, config: LlavaOnevisionConfig) -> None:
+        super().__init__(config)
+        self.learner = PromptLearner(1, (1, 1, 1, 1, 1))
+
+    def _prompts(self, tokens, output, counts):
+        phrases = [prompt[0] for prompt in super()._prompts(tokens, output, counts)]
+        return list(zip(phrases, self.learner(torch.zeros(len(counts), 2, 2)), strict=True))
+
+
 def random_sizes(count: int) -> list[tuple[int, int]]:
     """Widths and heights from 1 to 8,100 px, half of them evenly, half by order of magnitude."""
     generator = np.random.default_rng(0)
@@ -75,8 +89,14 @@ def random_sizes(count: int) -> list[tuple[int, int]]:
     return [(int(w), int(h)) for w, h in np.concatenate((even, np.ceil(magnitudes)))]
 
 
-def test_placeholders_equal_embeddings_for_2000_random_sizes(config):
-    info, packer = processing_info(config), Packer(config)
+@pytest.mark.parametrize("adapter", ["anomaly-ov", "anomalygpt"])
+def test_placeholders_equal_embeddings_for_2000_random_sizes(config, adapter):
+    packer = Packer(config)
+    if adapter == "anomalygpt":
+        config = deepcopy(config)
+        config.anomalygpt = {"weights": "decoder.safetensors"}
+        packer = PromptedPacker(config)
+    info = processing_info(config)
     empty = torch.zeros(37, 0)  # more crops than any grid has, as where images are padded
     for width, height in random_sizes(2000):
         [image] = packer.encode([empty], [(height, width)])

@@ -27,6 +27,12 @@ QUESTION = "Is there a defect in this picture?"
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help=f"Checkpoint folder whose expert is measured in process.  [default: {NANO}]",
 )
+@click.option(
+    "--decoder",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="AnomalyGPT's decoder for --model, that `looktwice train decoder` wrote: it judges in the "
+    "expert's place.",
+)
 @click.option("--url", help="Measure a running server instead, such as http://127.0.0.1:8000/v1.")
 @click.option("--answers", is_flag=True, help="Also ask --url about each picture, yes or no.")
 @click.option(
@@ -92,6 +98,7 @@ QUESTION = "Is there a defect in this picture?"
 def evaluate(
     datasets: tuple[Path, ...],
     model: Path | None,
+    decoder: Path | None,
     url: str | None,
     answers: bool,
     question: str,
@@ -125,8 +132,8 @@ def evaluate(
         raise click.UsageError("name a DATASET_DIR, or --questions FILE.json")
     if (answers or questions) and not url:
         raise click.UsageError("--answers and --questions ask a server: give its --url")
-    if url and model:
-        raise click.UsageError("--url measures the server's model: leave out --model")
+    if url and (model or decoder):
+        raise click.UsageError("--url measures what the server runs: leave out --model, --decoder")
     from looktwice_adapters.evaluate.baselines import BASELINES
 
     for spec in baselines:
@@ -148,7 +155,7 @@ def evaluate(
         if datasets:
             products = run.read_products(datasets, shots, limit, seed)
             ask = run.yes_or_no(url, question) if url and answers else None
-            judge = _our_judge(model, url)
+            judge = _our_judge(model, decoder, url)
             ours = run.judge_row(judge, products, draws, ask)
             settings["expert"] = judge.expert
             others = [run.baseline_row(spec, seed, products, draws) for spec in baselines]
@@ -178,11 +185,13 @@ def evaluate(
         raise click.ClickException("; ".join(problems))
 
 
-def _our_judge(model: Path | None, url: str | None) -> "ExpertJudge | ServerJudge":
+def _our_judge(
+    model: Path | None, decoder: Path | None, url: str | None
+) -> "ExpertJudge | ServerJudge":
     if url:
         from looktwice_adapters.evaluate.server import ServerJudge
 
         return ServerJudge(url)
     from looktwice_adapters.evaluate.detector import ExpertJudge, shipped_checkpoint
 
-    return ExpertJudge(model or shipped_checkpoint())
+    return ExpertJudge(model or shipped_checkpoint(), decoder)

@@ -12,6 +12,7 @@ COMMANDS = {
     "tower": "looktwice_adapters.train.tower:tower",
     "nano-assistant": "looktwice_adapters.train.nano_assistant:nano_assistant",
     "nano": "looktwice_adapters.train.nano:nano",
+    "decoder": "looktwice_adapters.train.decoder:decoder",
     "dialogue": "looktwice_adapters.train.labelled_dialogue:dialogue",
     "assistant": "looktwice_adapters.train.assistant:assistant",
     "estimate": "looktwice_adapters.train.estimate:estimate",
@@ -41,6 +42,7 @@ def train() -> None:
     \b
     The expert (stage 1):       pictures, synthesis, expert
     nano, from nothing:         tower, nano-assistant, nano
+    AnomalyGPT's parts:         pictures, decoder
     Any checkpoint (stage 2):   dialogue, estimate, assistant
 
     Recipes for nano, 0.5B and 7B: docs/training.md. Every run logs to TensorBoard

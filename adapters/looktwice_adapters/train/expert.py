@@ -27,7 +27,7 @@ from looktwice_adapters.datasets import (
     read_product,
 )
 from looktwice_adapters.evaluate.detector import Detector
-from looktwice_adapters.expert import AnomalyExpert, ExpertConfig, peak_logit
+from looktwice_adapters.expert import AnomalyExpert, Calibration, ExpertConfig, peak_logit
 from looktwice_adapters.losses import dice_loss, focal_loss, image_loss
 from looktwice_adapters.synthesis import DEFECTS
 from looktwice_adapters.towers import TimmTower, enriched, lite0_weights
@@ -259,14 +259,14 @@ def save_expert(expert: AnomalyExpert, folder: Path) -> str:
     return file_hash(path)
 
 
-def calibrated(
-    expert: AnomalyExpert, folders: tuple[Path, ...], limit: int, seed: int
-) -> AnomalyExpert:
-    """The expert with its calibration fitted on test pictures of data sets.
+def fitted_calibration(
+    detector: Detector, folders: tuple[Path, ...], limit: int, seed: int
+) -> Calibration:
+    """A detector's calibration, fitted on test pictures of data sets.
 
     At most `limit` pictures of each class of each product are drawn, by seed.
     """
-    detector, rng = Detector(expert, AnyRes()), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     named = [
         (root.name, sample)
         for root in folders
@@ -283,7 +283,7 @@ def calibrated(
         if mask is not None:
             pixels.append(whole[4::8, 4::8].flatten())
             covered.append(torch.from_numpy(mask[4::8, 4::8].copy()).flatten())
-    fitted = calibrate(
+    return calibrate(
         torch.stack(scores),
         torch.stack(significant),
         np.array([sample.anomalous for _, sample in named]),
@@ -292,8 +292,6 @@ def calibrated(
         torch.cat(pixels),
         torch.cat(covered),
     )
-    expert.config = replace(expert.config, calibration=fitted)
-    return expert
 
 
 def _drawn(samples: list[Sample], limit: int, rng: np.random.Generator) -> list[Sample]:
@@ -444,7 +442,9 @@ def expert(
         write_json(out / "held_out.json", {"kinds": list(hold_out), **figures})
         click.echo(f"held-out kinds: {json.dumps(figures)}")
     if calibrating := without(calibrate_on, leave_out):
-        trained = calibrated(trained, calibrating, CALIBRATION_IMAGES, seed)
+        detector = Detector(trained, AnyRes())
+        fitted = fitted_calibration(detector, calibrating, CALIBRATION_IMAGES, seed)
+        trained.config = replace(trained.config, calibration=fitted)
     record = plan.record() | {
         "calibrated_on": [str(folder.resolve()) for folder in calibrating],
         "left_out": list(leave_out),

@@ -245,8 +245,7 @@ def make_shards(plan: ShardPlan, count: int, workers: int) -> list[Path]:
     Raises:
         ValueError: the folder holds shards of another plan.
     """
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    _keep_plan(plan)
+    keep_plan(plan.folder, plan.record())
     if plan.pictures is not None:
         open_library(plan.pictures)  # sorts the pictures once, before the processes start
     paths = []
@@ -257,16 +256,22 @@ def make_shards(plan: ShardPlan, count: int, workers: int) -> list[Path]:
     return paths
 
 
-def _keep_plan(plan: ShardPlan) -> None:
-    path = plan.folder / "plan.json"
+def keep_plan(folder: Path, plan: dict[str, Any]) -> None:
+    """Write down, in the folder, what its files are made of.
+
+    Raises:
+        ValueError: it holds files that were made of something else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "plan.json"
     if path.exists():
         kept = json.loads(path.read_text())
-        if changed := [name for name, value in plan.record().items() if kept.get(name) != value]:
+        if changed := [name for name, value in plan.items() if kept.get(name) != value]:
             raise ValueError(
-                f"{plan.folder} holds features made with another {', '.join(changed)}; "
+                f"{folder} holds {folder.name} made with another {', '.join(changed)}; "
                 "choose another --out"
             )
-    path.write_text(json.dumps(plan.record(), indent=2) + "\n")
+    path.write_text(json.dumps(plan, indent=2) + "\n")
 
 
 def read_shard(path: Path) -> Shard:
