@@ -41,9 +41,9 @@ def test_the_clients_alone_bring_no_torch(fresh: Path) -> None:
 
 
 def test_the_clients_alone_are_imported_in_a_second(fresh: Path) -> None:
-    code = "import time; t = time.perf_counter(); from looktwice_clients import Inspector; "
-    times = [float(python(fresh, code + "print(time.perf_counter() - t)")) for _ in range(3)]
-    print(f"{min(times):.3f} s, Python {sys.version.split()[0]}")
+    code = "import time; t = time.process_time(); from looktwice_clients import Inspector; "
+    times = [float(python(fresh, code + "print(time.process_time() - t)")) for _ in range(3)]
+    print(f"{min(times):.3f} s of a core, Python {sys.version.split()[0]}")
     assert min(times) < 1.0
 
 

@@ -72,7 +72,7 @@ def regions(words: Wording, row: InspectionRow) -> str:
             str(number),
             words.word("position", region["position"]),
             f"{region['score']:.2f}",
-            f"{100 * region['area']:.1f} %",
+            f"{100 * region['area']:.1f}\N{NO-BREAK SPACE}%",
             _extent(region["box"]),
         )
         for number, region in enumerate(row.regions, 1)
