@@ -1,12 +1,21 @@
 """Few-shot detection in process: made-up plates, nano's tower, everything but the server."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from looktwice_adapters.evaluate.detector import Detector
-from looktwice_adapters.few_shot import Reference, build, evidence, image_evidence
+from looktwice_adapters.few_shot import (
+    Reference,
+    build,
+    common_grid,
+    evidence,
+    image_evidence,
+)
 from tests.punched_plates import plate
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
@@ -66,6 +75,47 @@ def test_a_file_gives_back_the_reference_bit_for_bit(built, looked, tmp_path):
     assert again.threshold == built.reference.threshold
     assert again.judge(picture).score == built.reference.judge(picture).score
     assert built.reference.encode({"made": "here"}) == path.read_bytes()
+
+
+def test_a_file_of_the_first_version_judges_as_it_did(built, looked, tmp_path):
+    """It says nothing of a grid: pictures are compared as they are cut."""
+    path = tmp_path / "plates.safetensors"
+    path.write_bytes(built.reference.encode({}))
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        notes = json.loads(file.metadata()["reference"])
+    del notes["grid"]
+    save_file(tensors, path, {"reference": json.dumps(notes)})
+    again, picture = Reference.read(path), looked(plate(100))
+    assert again.grid is None
+    assert again.judge(picture).score == built.reference.judge(picture).score
+
+
+def test_most_of_the_references_say_how_pictures_are_cut():
+    assert common_grid([(1, 1), (2, 2), (2, 2), (1, 2)]) == (2, 2)
+    assert common_grid([(1, 1), (1, 1), (2, 2)]) == (1, 1)
+    assert common_grid([(1, 1), (2, 2)]) == (2, 2)
+
+
+def test_small_and_large_pictures_of_a_part_are_told_apart_by_their_defects_alone(detector):
+    """References and pictures of three sizes, which AnyRes alone would cut into 1, 4 and 4."""
+    sizes = (200, 320, 448)
+    references = [np.array(plate(seed).resize((size, size))) for seed, size in enumerate(sizes * 2)]
+    looked, grid = detector.look_alike(references)
+    assert grid == (2, 2)
+    reference = build(looked, grid=grid).reference
+    good, bad = (
+        [
+            detector.judge(
+                np.array(plate(90 + size, square=square).resize((size, size))), reference
+            )
+            for size in sizes
+        ]
+        for square in (False, True)
+    )
+    assert {one.verdict for one in bad} == {"anomalous"}
+    assert "anomalous" not in {one.verdict for one in good}
+    assert [one.anomaly_map.shape for one in bad] == [(size, size) for size in sizes]
 
 
 def test_leave_one_out_score_is_that_of_a_bank_of_the_others(plates, built):

@@ -107,8 +107,9 @@ def test_a_full_disk_is_said_and_changes_nothing(store, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(reference_store.os, "fsync", full)
-    with pytest.raises(StoreFull, match="the disk is full; nothing was changed"):
+    with pytest.raises(StoreFull, match="the disk is full; nothing was changed") as caught:
         add(store, "part", made(2))
+    assert caught.value.status == 507
     assert store.card("part")["version"] == before
     assert not list(store.path("x").parent.glob("*.part"))
 
