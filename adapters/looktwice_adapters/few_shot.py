@@ -31,7 +31,7 @@ EXPERT_WEIGHT = 0.075  # of the expert's calibrated logit, beside the logarithm 
 EXPERT_LIMIT = 6.0  # of that logit: beyond, it says nothing more
 SLOPE = 10.0  # of the calibrated logit, a unit of evidence
 PATCHES = 4096  # of a bank; more is thinned
-NORMAL = NormalScores(mean=-1.9, between=0.45, deviation=0.15, degrees=3.0)
+NORMAL = NormalScores(mean=-2.15, between=0.4, deviation=0.15, degrees=3.0)
 
 
 class Looked(NamedTuple):
@@ -81,12 +81,14 @@ def evidence(bank: MemoryBank, picture: Looked) -> Tensor:
 
 
 def image_evidence(evidence: Tensor) -> float:
-    """The picture's: mean of the strongest 2 % of its patches (B, h, w), the base view's left out.
+    """The picture's: mean of the strongest 2 % of the base view's patches and of the crops'.
 
-    The base view shows the same at half the size and less; it counts in the map alone.
+    Args:
+        evidence: (B, h, w), the base view first: one shows the whole part, the others details.
     """
-    patches = evidence[1:].flatten()
-    return float(patches.topk(max(1, round(PEAK_SHARE * len(patches)))).values.mean())
+    views = (evidence[:1].flatten(), evidence[1:].flatten())
+    peaks = [view.topk(max(1, round(PEAK_SHARE * len(view)))).values.mean() for view in views]
+    return float(sum(peaks) / 2)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class Reference:
             bank = MemoryBank(levels, file.get_tensor("owners").long())
             notes = json.loads(file.metadata()["reference"])
         threshold = notes["threshold"]
-        grid = notes.get("grid")  # not in the files of the first version
+        grid = notes["grid"]
         return cls(
             bank,
             Threshold(**threshold | {"scores": tuple(threshold["scores"])}),

@@ -1,12 +1,9 @@
 """Few-shot detection in process: made-up plates, nano's tower, everything but the server."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.few_shot import (
@@ -55,7 +52,8 @@ def test_what_only_the_reference_reveals_is_found_with_it(detector, built, looke
 
 def test_a_good_part_stays_below_the_threshold_and_its_map_too(built, looked):
     judged = built.reference.judge(looked(plate(100)))
-    assert judged.verdict == "normal"
+    assert judged.verdict != "anomalous"
+    assert judged.score < 0.5
     assert float(judged.anomaly_map[1:].flatten().topk(20).values.mean()) < 0.5
 
 
@@ -75,20 +73,6 @@ def test_a_file_gives_back_the_reference_bit_for_bit(built, looked, tmp_path):
     assert again.threshold == built.reference.threshold
     assert again.judge(picture).score == built.reference.judge(picture).score
     assert built.reference.encode({"made": "here"}) == path.read_bytes()
-
-
-def test_a_file_of_the_first_version_judges_as_it_did(built, looked, tmp_path):
-    """It says nothing of a grid: pictures are compared as they are cut."""
-    path = tmp_path / "plates.safetensors"
-    path.write_bytes(built.reference.encode({}))
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-        notes = json.loads(file.metadata()["reference"])
-    del notes["grid"]
-    save_file(tensors, path, {"reference": json.dumps(notes)})
-    again, picture = Reference.read(path), looked(plate(100))
-    assert again.grid is None
-    assert again.judge(picture).score == built.reference.judge(picture).score
 
 
 def test_most_of_the_references_say_how_pictures_are_cut():

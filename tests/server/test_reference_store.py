@@ -139,6 +139,20 @@ def test_a_broken_card_is_one_reference_lost_and_no_other(store, card):
     assert store.card("part")["version"] == version
 
 
+def test_a_reference_of_an_older_version_is_to_be_added_again(store):
+    version = add(store, "part", made(1))
+    path = store._names / "part.json"
+    card = json.loads(path.read_bytes())
+    del card["format"]
+    path.write_text(json.dumps(card))
+    with pytest.raises(ReferenceOutdated, match="made by another version of LookTwice; add it"):
+        store.card("part")
+    assert store.cards() == []
+    store.name({"name": "part", "version": version})
+    assert store.card("part")["version"] == version
+    store.remove("part")
+
+
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../up", "a/b", "/etc", "a b", "-x", "x" * 65, "ü"]
 )
