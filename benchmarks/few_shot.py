@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
@@ -40,10 +41,16 @@ COLUMNS = (
 class Picture:
     """One picture as the expert saw it."""
 
-    def __init__(self, detector: Detector, sample: Sample) -> None:
-        picture = read_image(sample.path)
+    size: tuple[int, int] | None = None  # (width, height) that it is resized to
+
+    def __init__(
+        self, detector: Detector, sample: Sample, mixed: np.random.Generator | None = None
+    ) -> None:
         self.path, self.anomalous = sample.path, sample.anomalous
         self.train = sample.split == "train"
+        if mixed:
+            self.size = another_size(read_image(self.path).shape[1::-1], mixed)
+        picture = self.read()
         self.shape = picture.shape[:2]
         factor = SIDE / max(self.shape)
         self.mask = read_mask(sample, tuple(max(1, round(s * factor)) for s in self.shape))
@@ -55,23 +62,46 @@ class Picture:
         seen = look(expert, levels, output.significance, calibration)
         self.keep(detector.grid(self.shape), seen)
 
+    def read(self) -> np.ndarray:
+        picture = read_image(self.path)
+        if self.size is None:
+            return picture
+        return np.array(Image.fromarray(picture).resize(self.size, Image.Resampling.LANCZOS))
+
     def keep(self, grid: Grid, seen: Looked) -> None:
         self.views[grid] = [level.half() for level in seen.tokens], seen.suspicion
 
     def looked(self, detector: Detector, grid: Grid) -> Looked:
         """By its crops on a grid; kept in half precision."""
         if grid not in self.views:
-            self.keep(grid, detector.look(read_image(self.path), grid))
+            self.keep(grid, detector.look(self.read(), grid))
         tokens, suspicion = self.views[grid]
         return Looked([level.float() for level in tokens], suspicion)
+
+
+def another_size(size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """As if each picture came from another camera: 130 to 512 pixels, by 0.8 to 1.25 as wide."""
+    side, stretch = np.exp(rng.uniform(np.log((130, 0.8)), np.log((512, 1.25))))
+    width, height = size[0] * stretch, size[1]
+    scale = side / max(width, height)
+    return max(28, round(width * scale)), max(28, round(height * scale))
 
 
 class Product:
     """A product's pictures, at most `limit` of each class and split."""
 
-    def __init__(self, detector: Detector, folder: Path, name: str, limit: int, cache: Path):
+    def __init__(
+        self,
+        detector: Detector,
+        folder: Path,
+        name: str,
+        limit: int,
+        cache: Path,
+        mixed: int | None,
+    ) -> None:
         self.detector, self.name = detector, name
         self.file = cache / f"{name.replace('/', '_')}_{limit}.pt"
+        sizes = None if mixed is None else np.random.default_rng(mixed)
         if self.file.exists():
             self.pictures: list[Picture] = torch.load(self.file, weights_only=False)
         else:
@@ -81,14 +111,13 @@ class Product:
             rng = np.random.default_rng(0)
             chosen = [sample for group in groups.values() for sample in drawn(group, limit, rng)]
             self.pictures = [
-                Picture(detector, sample) for sample in tqdm(chosen, desc=name, leave=False)
+                Picture(detector, sample, sizes) for sample in tqdm(chosen, desc=name, leave=False)
             ]
         for picture in tqdm(self.pictures, desc=name, leave=False):
             picture.looked(detector, self.grid)
         self.save()
 
     def save(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(self.pictures, self.file)
 
     @cached_property
@@ -213,8 +242,11 @@ def table(results: dict[str, list[list[float]]]) -> str:
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--limit", default=60, show_default=True, help="Pictures a class and split.")
 @click.option("--cache", type=click.Path(path_type=Path), required=True)
+@click.option("--mixed", type=int, help="Resize each picture by this seed; own cache.")
 @click.option("--promises", is_flag=True, help="Measure promised against observed false alarms.")
-def main(datasets, model, shots, seeds, limit, cache, promises):
+def main(datasets, model, shots, seeds, limit, cache, mixed, promises):
+    cache = cache if mixed is None else cache / f"mixed-{mixed}"
+    cache.mkdir(parents=True, exist_ok=True)
     detector, file = Detector.from_folder(model), cache / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     asked = {}
@@ -223,7 +255,7 @@ def main(datasets, model, shots, seeds, limit, cache, promises):
             label = name if name == root.resolve().name else f"{root.resolve().name}/{name}"
             wanted = [f"{label} {count}" for count in shots.split(",")]
             if promises or not set(wanted) <= set(results):
-                product = Product(detector, folder, label, limit, cache)
+                product = Product(detector, folder, label, limit, cache, mixed)
             if promises:
                 if sum(not p.anomalous for p in product.pictures) >= SPARE + 19:
                     for count, rate in ((19, 0.05), (9, 0.1), (3, 0.05)):

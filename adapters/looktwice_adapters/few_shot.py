@@ -31,7 +31,7 @@ EXPERT_WEIGHT = 0.075  # of the expert's calibrated logit, beside the logarithm 
 EXPERT_LIMIT = 6.0  # of that logit: beyond, it says nothing more
 SLOPE = 10.0  # of the calibrated logit, a unit of evidence
 PATCHES = 4096  # of a bank; more is thinned
-NORMAL = NormalScores(mean=-2.15, between=0.4, deviation=0.15, degrees=3.0)
+NORMAL = NormalScores(mean=-2.15, between=0.45, deviation=0.15, degrees=3.0)
 
 
 class Looked(NamedTuple):
