@@ -1,14 +1,19 @@
 """Few-shot figures: data sets in MVTec AD's layout -> AUROC by shots, promises kept, coreset.
 
-`python benchmarks/few_shot.py DATASET_DIR... --cache DIR` looks at every picture once (kept in the
-cache) and prints a Markdown row a product and number of shots.
+    python benchmarks/few_shot.py DATASET_DIR... --cache DIR [--shots 1,2,4,8] [--promises]
+
+looks at every picture once (kept in the cache, as each result is: a run that was stopped goes on
+where it ended) and prints Markdown: a row a product and number of shots, and their means.
 """
 
+import json
+from functools import cached_property
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
@@ -16,34 +21,191 @@ from looktwice_adapters.datasets import Sample, products, read_image, read_mask,
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.few_shot import (
     EXPERT_WEIGHT,
-    PATCHES,
     Looked,
     build,
+    common_grid,
     evidence,
     image_evidence,
+    look,
 )
+from looktwice_adapters.recut import Cut, Grid
 
 SIDE = 128  # pixels of the longer side at which maps and masks are compared
-SPARE = 60  # normal pictures that a test of the promise needs
+SPARE = 60  # normal pictures that a test of the promise needs beside the references
+COLUMNS = (
+    "expert", "bank", "fused", "bank of 10 %", "pixels", "good called anomalous",
+    "good undecided", "defects called anomalous", "defects undecided",
+)  # fmt: skip
 
 
 class Picture:
     """One picture as the expert saw it."""
 
-    def __init__(self, detector: Detector, sample: Sample) -> None:
-        picture = read_image(sample.path)
+    size: tuple[int, int] | None = None  # (width, height) that it is resized to
+
+    def __init__(
+        self, detector: Detector, sample: Sample, mixed: np.random.Generator | None = None
+    ) -> None:
+        self.path, self.anomalous = sample.path, sample.anomalous
         self.train = sample.split == "train"
-        self.anomalous = sample.anomalous
-        seen = detector.look(picture)
-        self.tokens, self.suspicion = [level.half() for level in seen.tokens], seen.suspicion
-        self.zero_shot = detector.judge(picture).score
+        if mixed:
+            self.size = another_size(read_image(self.path).shape[1::-1], mixed)
+        picture = self.read()
         self.shape = picture.shape[:2]
         factor = SIDE / max(self.shape)
         self.mask = read_mask(sample, tuple(max(1, round(s * factor)) for s in self.shape))
+        self.views: dict[Grid, tuple[list[torch.Tensor], torch.Tensor]] = {}
+        expert = detector.expert
+        levels, final = detector.tokens(picture)
+        output, calibration = expert(levels, final, [len(final)]), expert.config.calibration
+        self.zero_shot = float(calibration.score(output.score[0].double(), output.significance))
+        seen = look(expert, levels, output.significance, calibration)
+        self.keep(detector.grid(self.shape), seen)
 
-    @property
-    def looked(self) -> Looked:
-        return Looked([level.float() for level in self.tokens], self.suspicion)
+    def read(self) -> np.ndarray:
+        picture = read_image(self.path)
+        if self.size is None:
+            return picture
+        return np.array(Image.fromarray(picture).resize(self.size, Image.Resampling.LANCZOS))
+
+    def keep(self, grid: Grid, seen: Looked) -> None:
+        self.views[grid] = [level.half() for level in seen.tokens], seen.suspicion
+
+    def looked(self, detector: Detector, grid: Grid) -> Looked:
+        """By its crops on a grid; kept in half precision."""
+        if grid not in self.views:
+            self.keep(grid, detector.look(self.read(), grid))
+        tokens, suspicion = self.views[grid]
+        return Looked([level.float() for level in tokens], suspicion)
+
+
+def another_size(size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """As if each picture came from another camera: 130 to 512 pixels, by 0.8 to 1.25 as wide."""
+    side, stretch = np.exp(rng.uniform(np.log((130, 0.8)), np.log((512, 1.25))))
+    width, height = size[0] * stretch, size[1]
+    scale = side / max(width, height)
+    return max(28, round(width * scale)), max(28, round(height * scale))
+
+
+class Product:
+    """A product's pictures, at most `limit` of each class and split."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        folder: Path,
+        name: str,
+        limit: int,
+        cache: Path,
+        mixed: int | None,
+    ) -> None:
+        self.detector, self.name = detector, name
+        self.file = cache / f"{name.replace('/', '_')}_{limit}.pt"
+        sizes = None if mixed is None else np.random.default_rng(mixed)
+        if self.file.exists():
+            self.pictures: list[Picture] = torch.load(self.file, weights_only=False)
+        else:
+            groups: dict[tuple[str, bool], list[Sample]] = {}
+            for sample in read_product(folder, name):
+                groups.setdefault((sample.split, sample.anomalous), []).append(sample)
+            rng = np.random.default_rng(0)
+            chosen = [sample for group in groups.values() for sample in drawn(group, limit, rng)]
+            self.pictures = [
+                Picture(detector, sample, sizes) for sample in tqdm(chosen, desc=name, leave=False)
+            ]
+        for picture in tqdm(self.pictures, desc=name, leave=False):
+            picture.looked(detector, self.grid)
+        self.save()
+
+    def save(self) -> None:
+        torch.save(self.pictures, self.file)
+
+    @cached_property
+    def grid(self) -> Grid:
+        return self.grid_of([one for one in self.pictures if not one.anomalous])
+
+    def grid_of(self, references: list[Picture]) -> Grid:
+        return common_grid([self.detector.grid(one.shape) for one in references])
+
+    def looked(self, pictures: list[Picture], grid: Grid) -> list[Looked]:
+        return [picture.looked(self.detector, grid) for picture in pictures]
+
+    def split(self, shots: int, seed: int) -> tuple[list[Picture], list[Picture]]:
+        """References by seed, of train or else of test, and the test pictures."""
+        pool = [p for p in self.pictures if p.train]
+        pool = pool or [p for p in self.pictures if not p.anomalous]
+        references = drawn(pool, shots, np.random.default_rng(seed))
+        return references, [p for p in self.pictures if not p.train and p not in references]
+
+    def figures(self, shots: int, seed: int) -> list[float]:
+        """What COLUMNS says, in %."""
+        references, test = self.split(shots, seed)
+        grid = self.grid_of(references)
+        seen, pictures = self.looked(references, grid), self.looked(test, grid)
+        reference = build(seen, grid=grid).reference
+        thin = build(seen, grid=grid, patches=len(reference.bank) // 10).reference
+        found = [evidence(reference.bank, one) for one in pictures]
+        plain = [
+            one - EXPERT_WEIGHT * picture.suspicion
+            for one, picture in zip(found, pictures, strict=True)
+        ]
+        fused = [image_evidence(one) for one in found]
+        verdicts = np.array([reference.threshold.verdict(value) for value in fused])
+        anomalous = np.array([picture.anomalous for picture in test])
+        return [
+            auroc(anomalous, [p.zero_shot for p in test]),
+            auroc(anomalous, [image_evidence(one) for one in plain]),
+            auroc(anomalous, fused),
+            auroc(anomalous, [image_evidence(evidence(thin.bank, one)) for one in pictures]),
+            self.pixel_auroc(test, found, grid),
+            *(
+                100 * np.mean(verdicts[anomalous == group] == kind)
+                for group in (False, True)
+                for kind in ("anomalous", "undecided")
+            ),
+        ]
+
+    def pixel_auroc(self, test: list[Picture], maps: list[torch.Tensor], grid: Grid) -> float:
+        truth, values = [], []
+        for picture, found in zip(test, maps, strict=True):
+            if picture.mask is not None:
+                height, width = picture.shape
+                cut = Cut(torch.empty(0), (width, height), self.detector.grid(picture.shape))
+                empty = np.empty((height, width, 3), np.uint8)
+                whole = self.detector.stitched(cut.back(found, grid), empty)
+                size = picture.mask.shape
+                small = torch.nn.functional.interpolate(whole[None, None], size, mode="area")
+                truth.append(picture.mask.ravel())
+                values.append(small.numpy().ravel())
+        flat = np.concatenate(truth) if truth else np.zeros(1)
+        return 100 * roc_auc_score(flat, np.concatenate(values)) if flat.any() else np.nan
+
+    def promise(self, count: int, rate: float, draws: int) -> str:
+        """Promised against observed, references and test drawn from all good pictures."""
+        alarms, detections, rng = [], [], np.random.default_rng(0)
+        good = [p for p in self.pictures if not p.anomalous]
+        bad = [p for p in self.pictures if p.anomalous]
+        for _ in range(draws):
+            references = drawn(good, count, rng)
+            grid = self.grid_of(references)
+            reference = build(self.looked(references, grid), rate=rate, grid=grid).reference
+            for group, said in ((good, alarms), (bad, detections)):
+                rest = [p for p in group if p not in references]
+                verdicts = [reference.judge(one).verdict for one in self.looked(rest, grid)]
+                said.append(
+                    [np.mean([v == w for v in verdicts]) for w in ("anomalous", "undecided")]
+                )
+        share, undecided = np.mean(alarms, axis=0)
+        # The draws differ by their references, and all share the same pictures.
+        error = np.sqrt(np.var(alarms, axis=0)[0] / draws + share * (1 - share) / len(good))
+        low, high = max(0, share - 1.96 * error), share + 1.96 * error
+        promised = reference.threshold.promised_rate
+        found, unsure = np.mean(detections, axis=0)
+        return (
+            f"| {self.name} | {count} | {rate:.0%} | {promised:.0%} "
+            f"| {100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f}) | {100 * undecided:.1f} "
+            f"| {100 * found:.1f} | {100 * unsure:.1f} | {len(good) - count} x {draws} |"
+        )
 
 
 def drawn(items: list, count: int, rng: np.random.Generator) -> list:
@@ -52,98 +214,25 @@ def drawn(items: list, count: int, rng: np.random.Generator) -> list:
     return [items[i] for i in sorted(rng.choice(len(items), count, replace=False))]
 
 
-def read(detector: Detector, folder: Path, name: str, limit: int, cache: Path) -> list[Picture]:
-    """A product's pictures, at most `limit` of each class and split."""
-    file = cache / f"{name.replace('/', '_')}_{limit}.pt"
-    if file.exists():
-        return torch.load(file, weights_only=False)
-    groups: dict[tuple[str, bool], list[Sample]] = {}
-    for sample in read_product(folder, name):
-        groups.setdefault((sample.split, sample.anomalous), []).append(sample)
-    rng = np.random.default_rng(0)
-    chosen = [sample for group in groups.values() for sample in drawn(group, limit, rng)]
-    pictures = [Picture(detector, sample) for sample in tqdm(chosen, desc=name, leave=False)]
-    cache.mkdir(parents=True, exist_ok=True)
-    torch.save(pictures, file)
-    return pictures
+def auroc(anomalous: np.ndarray, scores: list[float]) -> float:
+    return 100 * roc_auc_score(anomalous, scores)
 
 
-def split(pictures: list[Picture], shots: int, seed: int) -> tuple[list[Picture], list[Picture]]:
-    """References by seed, of train or else of test, and the test pictures."""
-    pool = [p for p in pictures if p.train] or [p for p in pictures if not p.anomalous]
-    references = drawn(pool, shots, np.random.default_rng(seed))
-    return references, [p for p in pictures if not p.train and p not in references]
-
-
-def auroc(pictures: list[Picture], scores: list[float]) -> float:
-    return 100 * roc_auc_score([p.anomalous for p in pictures], scores)
-
-
-def pixel_auroc(detector: Detector, pictures: list[Picture], maps: list[torch.Tensor]) -> float:
-    truth, values = [], []
-    for picture, found in zip(pictures, maps, strict=True):
-        if picture.mask is not None:
-            whole = detector.stitched(found, np.empty((*picture.shape, 3), np.uint8))
-            size = picture.mask.shape
-            small = torch.nn.functional.interpolate(whole[None, None], size, mode="area")
-            truth.append(picture.mask.ravel())
-            values.append(small.numpy().ravel())
-    flat = np.concatenate(truth) if truth else np.zeros(1)
-    return 100 * roc_auc_score(flat, np.concatenate(values)) if flat.any() else float("nan")
-
-
-def row(detector: Detector, name: str, pictures: list[Picture], shots: int, seeds: int) -> str:
-    """Mean and spread over seeds of one number of shots."""
-    figures = []
-    for seed in range(seeds):
-        references, test = split(pictures, shots, seed)
-        reference = build([p.looked for p in references]).reference
-        found = [evidence(reference.bank, p.looked) for p in test]
-        plain = [one - EXPERT_WEIGHT * p.suspicion for one, p in zip(found, test, strict=True)]
-        fused = [image_evidence(one) for one in found]
-        thin = build([p.looked for p in references], patches=len(reference.bank) // 10).reference
-        verdicts = [reference.threshold.verdict(value) for value in fused]
-        good = [v for v, p in zip(verdicts, test, strict=True) if not p.anomalous]
-        bad = [v for v, p in zip(verdicts, test, strict=True) if p.anomalous]
-        figures.append(
-            (
-                auroc(test, [p.zero_shot for p in test]),
-                auroc(test, [image_evidence(one) for one in plain]),
-                auroc(test, fused),
-                auroc(test, [image_evidence(evidence(thin.bank, p.looked)) for p in test]),
-                pixel_auroc(detector, test, found),
-                *(100 * np.mean([v == kind for v in good]) for kind in ("anomalous", "undecided")),
-                *(100 * np.mean([v == kind for v in bad]) for kind in ("anomalous", "undecided")),
-            )
-        )
-    mean, spread = np.mean(figures, axis=0), np.std(figures, axis=0)
-    alone, plain, fused, thin, pixel, *rest = (f"{value:.1f}" for value in mean)
-    return (
-        f"| {name} | {shots} | {alone} | {plain} | {fused} ± {spread[2]:.1f} | {thin} | {pixel} "
-        f"| {' | '.join(rest)} |"
-    )
-
-
-def promise(name: str, pictures: list[Picture], rate: float, seeds: int) -> str:
-    """Promised against observed false alarms, references and test drawn from all good ones."""
-    alarms, detections, rng = [], [], np.random.default_rng(0)
-    count = round(1 / rate) - 1
-    good = [p for p in pictures if not p.anomalous]
-    bad = [p for p in pictures if p.anomalous]
-    for _ in range(seeds):
-        references = drawn(good, count, rng)
-        reference = build([p.looked for p in references], rate=rate).reference
-        for group, said in ((good, alarms), (bad, detections)):
-            rest = [p for p in group if p not in references]
-            said.append([reference.judge(p.looked).verdict == "anomalous" for p in rest])
-    share = [np.mean(one) for one in alarms]
-    n = len(alarms[0])
-    half = 1.96 * np.sqrt(np.mean(share) * (1 - np.mean(share)) / n)
-    return (
-        f"| {name} | {count} | {100 * rate:.0f} | {100 * np.mean(share):.1f} "
-        f"({100 * max(0, np.mean(share) - half):.1f} to {100 * (np.mean(share) + half):.1f}) "
-        f"| {100 * np.mean([np.mean(one) for one in detections]):.1f} | {n} x {seeds} |"
-    )
+def table(results: dict[str, list[list[float]]]) -> str:
+    """Means over seeds with the spread of the fused score, and the mean of the products."""
+    lines = [f"| set | shots | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    by_shots: dict[str, list[np.ndarray]] = {}
+    for key, figures in results.items():
+        name, shots = key.rsplit(" ", 1)
+        mean = np.mean(figures, axis=0)
+        by_shots.setdefault(shots, []).append(mean)
+        cells = [f"{value:.1f}" for value in mean]
+        cells[2] += f" ± {np.std(figures, axis=0)[2]:.1f}"
+        lines.append(f"| {name} | {shots} | {' | '.join(cells)} |")
+    for shots, means in by_shots.items():
+        cells = [f"{value:.1f}" for value in np.nanmean(means, axis=0)]
+        lines.append(f"| mean of {len(means)} | {shots} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 @click.command()
@@ -153,24 +242,35 @@ def promise(name: str, pictures: list[Picture], rate: float, seeds: int) -> str:
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--limit", default=60, show_default=True, help="Pictures a class and split.")
 @click.option("--cache", type=click.Path(path_type=Path), required=True)
+@click.option("--mixed", type=int, help="Resize each picture by this seed; own cache.")
 @click.option("--promises", is_flag=True, help="Measure promised against observed false alarms.")
-def main(datasets, model, shots, seeds, limit, cache, promises):
-    detector = Detector.from_folder(model)
+def main(datasets, model, shots, seeds, limit, cache, mixed, promises):
+    cache = cache if mixed is None else cache / f"mixed-{mixed}"
+    cache.mkdir(parents=True, exist_ok=True)
+    detector, file = Detector.from_folder(model), cache / "results.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    asked = {}
     for root in datasets:
         for name, folder in products(root.resolve()).items():
             label = name if name == root.resolve().name else f"{root.resolve().name}/{name}"
-            pictures = read(detector, folder, label, limit, cache)
-            with torch.inference_mode():
-                if promises:
-                    if sum(not p.anomalous for p in pictures) < SPARE + 19:
-                        continue
-                    for rate in (0.05, 0.1):
-                        print(promise(label, pictures, rate, seeds), flush=True)
-                    continue
-                for count in map(int, shots.split(",")):
-                    print(row(detector, label, pictures, count, seeds), flush=True)
+            wanted = [f"{label} {count}" for count in shots.split(",")]
+            if promises or not set(wanted) <= set(results):
+                product = Product(detector, folder, label, limit, cache, mixed)
+            if promises:
+                if sum(not p.anomalous for p in product.pictures) >= SPARE + 19:
+                    for count, rate in ((19, 0.05), (9, 0.1), (3, 0.05)):
+                        print(product.promise(count, rate, seeds), flush=True)
+                continue
+            for key in wanted:
+                if key not in results:
+                    count = int(key.rsplit(" ", 1)[1])
+                    results[key] = [product.figures(count, seed) for seed in range(seeds)]
+                    file.write_text(json.dumps(results))
+                asked[key] = results[key]
+    if asked:
+        print(table(asked))
 
 
 if __name__ == "__main__":
-    print(f"bank of at most {PATCHES} patches", flush=True)
+    torch.set_grad_enabled(False)
     main()

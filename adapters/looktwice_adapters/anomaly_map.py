@@ -69,8 +69,9 @@ def placement(size: tuple[int, int], canvas: tuple[int, int]) -> Placement:
 def sample(canvas_map: Tensor, place: Placement, size: tuple[int, int]) -> Tensor:
     """The part of `canvas_map` (h, w) under the picture, at `size` (width, height): (H, W)."""
     width, height = size
-    x = place.left + place.width * (torch.arange(width) + 0.5) / width
-    y = place.top + place.height * (torch.arange(height) + 0.5) / height
+    columns, rows = (torch.arange(side, device=canvas_map.device) for side in size)
+    x = place.left + place.width * (columns + 0.5) / width
+    y = place.top + place.height * (rows + 0.5) / height
     points = torch.stack(torch.meshgrid(2 * x - 1, 2 * y - 1, indexing="xy"), dim=-1)
     return grid_sample(
         canvas_map.float()[None, None], points[None], padding_mode="border", align_corners=False

@@ -7,8 +7,9 @@ PatchCore's (section 3.1). What was chosen, and on which data, stands in docs/re
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -21,6 +22,7 @@ from torch.nn.functional import avg_pool2d
 from looktwice_adapters.expert import PEAK_SHARE, AnomalyExpert, Calibration
 from looktwice_adapters.facts import Verdict
 from looktwice_adapters.memory_bank import MemoryBank
+from looktwice_adapters.recut import Grid
 from looktwice_adapters.threshold import NormalScores, Threshold, outliers
 
 NEIGHBOURHOOD = 3  # tokens a side that are averaged
@@ -29,7 +31,7 @@ EXPERT_WEIGHT = 0.075  # of the expert's calibrated logit, beside the logarithm 
 EXPERT_LIMIT = 6.0  # of that logit: beyond, it says nothing more
 SLOPE = 10.0  # of the calibrated logit, a unit of evidence
 PATCHES = 4096  # of a bank; more is thinned
-NORMAL = NormalScores(mean=-1.9, between=0.45, deviation=0.15, degrees=3.0)
+NORMAL = NormalScores(mean=-2.15, between=0.45, deviation=0.15, degrees=3.0)
 
 
 class Looked(NamedTuple):
@@ -79,12 +81,14 @@ def evidence(bank: MemoryBank, picture: Looked) -> Tensor:
 
 
 def image_evidence(evidence: Tensor) -> float:
-    """The picture's: mean of the strongest 2 % of its patches (B, h, w), the base view's left out.
+    """The picture's: mean of the strongest 2 % of the base view's patches and of the crops'.
 
-    The base view shows the same at half the size and less; it counts in the map alone.
+    Args:
+        evidence: (B, h, w), the base view first: one shows the whole part, the others details.
     """
-    patches = evidence[1:].flatten()
-    return float(patches.topk(max(1, round(PEAK_SHARE * len(patches)))).values.mean())
+    views = (evidence[:1].flatten(), evidence[1:].flatten())
+    peaks = [view.topk(max(1, round(PEAK_SHARE * len(view)))).values.mean() for view in views]
+    return float(sum(peaks) / 2)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Reference:
 
     bank: MemoryBank
     threshold: Threshold
+    grid: Grid | None = None  # that its pictures, and those it judges, are cut on; None: any
 
     def judge(self, picture: Looked) -> FewShotJudgement:
         """Calibrated map and score, p-value and verdict of a picture."""
@@ -108,7 +113,7 @@ class Reference:
 
     def to(self, device: torch.device) -> "Reference":
         """The reference with its bank on another device."""
-        return Reference(self.bank.to(device), self.threshold)
+        return replace(self, bank=self.bank.to(device))
 
     def encode(self, notes: dict[str, Any], **tensors: Tensor) -> bytes:
         """A safetensors file with bank and threshold.
@@ -119,7 +124,8 @@ class Reference:
         """
         levels = {f"level.{i}": level.half() for i, level in enumerate(self.bank.levels)}
         # One key: the file's writer puts several in any order, and equal files have equal names.
-        header = {"reference": json.dumps(notes | {"threshold": asdict(self.threshold)})}
+        notes = notes | {"threshold": asdict(self.threshold), "grid": self.grid}
+        header = {"reference": json.dumps(notes)}
         owners = {"owners": self.bank.owners.to(torch.int32)}
         data = {name: value.contiguous() for name, value in (levels | owners | tensors).items()}
         return save(data, header)
@@ -135,8 +141,20 @@ class Reference:
             names = [name for name in file.keys() if name.startswith("level.")]
             levels = tuple(file.get_tensor(f"level.{i}") for i in range(len(names)))
             bank = MemoryBank(levels, file.get_tensor("owners").long())
-            threshold = json.loads(file.metadata()["reference"])["threshold"]
-        return cls(bank, Threshold(**threshold | {"scores": tuple(threshold["scores"])}))
+            notes = json.loads(file.metadata()["reference"])
+        threshold = notes["threshold"]
+        grid = notes["grid"]
+        return cls(
+            bank,
+            Threshold(**threshold | {"scores": tuple(threshold["scores"])}),
+            None if grid is None else (grid[0], grid[1]),
+        )
+
+
+def common_grid(grids: Sequence[Grid]) -> Grid:
+    """What most of a reference's pictures are cut on; of equally many the one of more crops."""
+    count = Counter(grids)
+    return max(count, key=lambda grid: (count[grid], grid[0] * grid[1], grid))
 
 
 class Built(NamedTuple):
@@ -153,6 +171,7 @@ def build(
     calibration: Sequence[Looked] = (),
     defects: Sequence[Looked] = (),
     copies: Sequence[list[Tensor]] = (),
+    grid: Grid | None = None,
     patches: int = PATCHES,
 ) -> Built:
     """A product's reference from its normal images.
@@ -163,6 +182,7 @@ def build(
         calibration: more normal images, for the threshold alone.
         defects: known defects; they can only make the threshold stricter.
         copies: of each image the tokens of its turned and mirrored copies, which leave with it.
+        grid: that all of them were cut on.
         patches: size of the bank.
 
     Raises:
@@ -186,7 +206,7 @@ def build(
         [image_evidence(evidence(bank, p)) for p in group] for group in (calibration, defects)
     ]
     threshold = Threshold.fit(own, rate, calibration=others[0], defects=others[1], prior=NORMAL)
-    return Built(Reference(bank, threshold), _warnings(own, others[1], threshold))
+    return Built(Reference(bank, threshold, grid), _warnings(own, others[1], threshold))
 
 
 def _warnings(own: list[float], defects: list[float], threshold: Threshold) -> list[str]:

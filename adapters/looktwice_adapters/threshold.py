@@ -18,7 +18,6 @@ from math import hypot, sqrt
 from typing import Self
 
 import numpy as np
-from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 from looktwice_adapters.facts import Verdict
@@ -32,6 +31,7 @@ class NormalScores:
 
     mean: float = 0.0  # over products
     between: float = 1.0  # deviation of the products' means
+    products: int = 4  # that both were measured on
     deviation: float = 1.0  # within a product
     degrees: float = 3.0  # how many pictures the deviation counts as
 
@@ -40,11 +40,12 @@ class NormalScores:
 
         Student's t about the product's own mean; the deviation is the product's and this prior's
         together, so that two alike pictures do not make a narrow one. Without scores, the limit
-        of all products. A score far below the others is a picture sent twice, and is moved up.
+        of another product than those measured. A score far below the others is a picture sent
+        twice, and is moved up.
         """
         if not scores:
-            spread = hypot(self.between, self.deviation)
-            return self.mean + spread * float(normal.ppf(1 - rate))
+            spread = hypot(self.between, self.deviation) * sqrt(1 + 1 / self.products)
+            return self.mean + spread * float(student.ppf(1 - rate, self.products - 1))
         n = len(scores)
         values = np.maximum(scores, np.median(scores) - OUTLIER * self.deviation)
         degrees = self.degrees + n - 1

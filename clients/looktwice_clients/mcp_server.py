@@ -6,7 +6,7 @@ language model wrote, and says so.
 """
 
 import hmac
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio.to_thread import run_sync
 from mcp.server.auth.provider import AccessToken
@@ -48,19 +48,21 @@ Overlay = Annotated[
 ReferenceName = Annotated[str, Field(min_length=1, description="A name from list_references.")]
 
 
-class Reference(BaseModel):
+class Product(BaseModel):
     """A product whose good pictures the server knows."""
 
     name: str
-    version: str | None = None
-    images: int | None = None
-    """How many good pictures it was made of."""
+    version: str
+    images: Annotated[int, Field(description="Good pictures that it was made of.")]
+    promised_rate: Annotated[
+        float, Field(description="Share of good parts that may be called anomalous, in [0, 1].")
+    ]
 
 
-class References(BaseModel):
+class Products(BaseModel):
     """What `list_references` returns."""
 
-    references: list[Reference]
+    references: list[Product]
 
 
 class Explanation(BaseModel):
@@ -134,16 +136,13 @@ class _Tools:
         """Inspect a picture of a part against good pictures of the same product."""
         return await self._inspect(image, reference, overlay)
 
-    async def list_references(self) -> References:
+    async def list_references(self) -> Products:
         """The products that pictures can be compared with."""
         try:
-            reply = await self._inspector.client.get("/references", cast_to=object)
-            data: Any = reply["data"]  # type: ignore[index]
-            return References(references=data)
+            known = await self._inspector.references.list()
         except (LookTwiceError, OpenAIError) as error:
             raise ToolError(one_line(error)) from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise ToolError("the server's reply is no list of references") from error
+        return Products(references=[Product.model_validate(one.model_dump()) for one in known])
 
     async def explain(
         self,

@@ -32,7 +32,7 @@ class OverlayStyle:
     """Scores from here have the full opacity."""
     opacity: float = 0.7
     labels: int = 12
-    """How many regions carry their score; all carry a box."""
+    """How many regions carry their rank by score, and the score; all carry a box."""
 
 
 _BACKGROUND = (18, 18, 22)
@@ -140,10 +140,12 @@ def _draw_regions(
     for box in reversed(boxes):
         _draw_box(draw, box, part.size, unit)
     taken: list[Box] = []
-    for region, box in list(zip(by_score, boxes, strict=True))[: style.labels]:
-        tag = _tag(draw, f"{region.score:.2f}", box, font, part.size)
+    labelled = list(zip(by_score, boxes, strict=True))[: style.labels]
+    for number, (region, box) in enumerate(labelled, 1):
+        text = f"{region.score:.2f}" if len(boxes) == 1 else f"{number}:  {region.score:.2f}"
+        tag = _tag(draw, text, box, font, part.size)
         if not any(_overlap(tag, other) for other in taken):
-            _draw_tag(draw, f"{region.score:.2f}", tag, font)
+            _draw_tag(draw, text, tag, font)
             taken.append(tag)
 
 

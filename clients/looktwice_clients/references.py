@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from looktwice_clients.errors import ReplyError
+from looktwice_clients.errors import ReplyError, what_is_wrong
 from looktwice_clients.images import ImageSource, to_wire
 
 if TYPE_CHECKING:
@@ -181,4 +181,4 @@ def _read(kind: type[M], reply: object) -> M:
     try:
         return kind.model_validate(reply)
     except ValidationError as error:
-        raise ReplyError(f"the reply is no reference: {error}") from None
+        raise ReplyError(f"the reply is no reference: {what_is_wrong(error)}") from None

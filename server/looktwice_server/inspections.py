@@ -139,9 +139,12 @@ class Inspections:
 
     def own_crops(self, crops: Crops) -> Crops:
         """The crops without the empty ones that pad a smaller grid to that of its neighbours."""
-        width, height = crops.size
-        rows, columns = crop_grid(self._hf_config, width=width, height=height)
+        rows, columns = self.grid(crops)
         return replace(crops, pixels=crops.pixels[: 1 + rows * columns])
+
+    def grid(self, crops: Crops) -> tuple[int, int]:
+        """Rows and columns of a picture's own crops."""
+        return crop_grid(self._hf_config, width=crops.size[0], height=crops.size[1])
 
     async def _work(self) -> None:
         """Serve who waits, until nobody does."""
@@ -212,7 +215,7 @@ class Inspections:
         ).view(record["shape"])
         whole = stitch(
             significance,
-            crop_grid(self._hf_config, width=crops.size[0], height=crops.size[1]),
+            self.grid(crops),
             crops.size,
             self._hf_config.vision_config.image_size,
         )

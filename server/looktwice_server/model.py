@@ -26,6 +26,7 @@ from looktwice_adapters.anomalygpt import PREFIX, AnomalyGPT, DecoderOutput
 from looktwice_adapters.checkpoint import read_expert
 from looktwice_adapters.expert import AnomalyExpert, ExpertOutput
 from looktwice_adapters.few_shot import FewShotJudgement, Looked, Reference, look
+from looktwice_adapters.recut import Cut
 from looktwice_server.processor import (
     IMAGE_KEY,
     VERSION_KEY,
@@ -181,6 +182,12 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
             "verdict": None if image.judgement is None else image.judgement.verdict,
         }
 
+    def cut(self, pixels: Tensor, size: Sequence[int]) -> Cut:
+        """An image of `size` (height, width) by its crops (B, 3, S, S)."""
+        height, width = size
+        grid = crop_grid(self.config, width=width, height=height)
+        return Cut(pixels, (width, height), grid)
+
     @torch.inference_mode()
     def look(self, pixels: Tensor) -> Looked:
         """What few-shot detection needs of one image's crops (B, 3, S, S)."""
@@ -211,7 +218,8 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
             for pixels, (rows, columns) in zip(pixel_values, grids, strict=True)
         ]
         counts = [len(pixels) for pixels in crops]
-        tokens, output, judgements = self._judge(torch.cat(crops), counts, references)
+        cuts = [self.cut(*pair) for pair in zip(crops, image_sizes, strict=True)]
+        tokens, output, judgements = self._judge(cuts, references)
         features = self.multi_modal_projector(tokens).split(counts)
         prompts = self._prompts(tokens, output, counts)
         scores = output.score.tolist()
@@ -241,7 +249,7 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         return self.anomaly_expert if self.anomalygpt is None else self.anomalygpt
 
     def _judge(
-        self, pixels: Tensor, counts: list[int], references: Sequence[Reference | None]
+        self, cuts: list[Cut], references: Sequence[Reference | None]
     ) -> tuple[Tensor, ExpertOutput | DecoderOutput, list[FewShotJudgement | None]]:
         """The LLM tower's final tokens (B, N, C) and what judge and references say of the crops.
 
@@ -249,7 +257,8 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         reference the fused map makes the prompt and the fused score is the score, so that the
         language model sees what the references say.
         """
-        levels, final, tokens = self._features(pixels, counts)
+        counts = [len(cut.crops) for cut in cuts]
+        levels, final, tokens = self._features(torch.cat([cut.crops for cut in cuts]), counts)
         expert, calibration = self.anomaly_expert, self.judging.config.calibration
         significance = self.judging.significance_map(levels, final, counts)
         maps = list(significance.split(counts))
@@ -257,8 +266,13 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         split = list(zip(*(level.split(counts) for level in levels), strict=True))
         for i, reference in enumerate(references):
             if reference is not None:
-                judged = reference.judge(look(expert, list(split[i]), maps[i], calibration))
-                maps[i], judgements[i] = judged.anomaly_map, judged
+                if reference.grid in (None, cuts[i].grid):
+                    seen = look(expert, list(split[i]), maps[i], calibration)
+                else:
+                    seen = self.look(cuts[i].on(reference.grid))
+                judged = reference.judge(seen)
+                maps[i] = cuts[i].back(judged.anomaly_map, reference.grid)
+                judgements[i] = judged
         output = self.judging.look_again(final, torch.cat(maps), counts)
         scores = [
             calibration.score(raw, crops) if judged is None else raw.new_tensor(judged.score)

@@ -33,6 +33,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION_DIGITS = 16
 GRACE_SECONDS = 3600  # that a version outlives its name
 TEMPORARY = ".part"
+FORMAT = 2  # of cards and files: what thresholds are of, and which grid pictures are cut on
 
 Card = dict[str, Any]
 
@@ -67,7 +68,7 @@ class ReferenceStore:
         Raises:
             RequestError: this is no name.
             UnknownReference: there is none of that name.
-            ReferenceOutdated: its card is broken.
+            ReferenceOutdated: its card is broken, or it was made by an older LookTwice.
         """
         path = self._names / f"{checked_name(name)}.json"
         try:
@@ -81,10 +82,15 @@ class ReferenceStore:
             raise _broken(name) from error
         if not isinstance(card, dict) or card.get("name") != name:
             raise _broken(name)
+        if card.pop("format", 1) != FORMAT:
+            raise ReferenceOutdated(
+                f"the reference {name!r} was made by another version of LookTwice; add it again",
+                param="reference",
+            )
         return card
 
     def cards(self) -> list[Card]:
-        """All references, by name; those whose card is broken are left out."""
+        """All references, by name; those that must be added again are left out."""
         found = []
         for name in sorted(path.stem for path in self._names.glob("*.json")):
             try:
@@ -134,7 +140,7 @@ class ReferenceStore:
                 f"this server keeps {self._max_names} references; remove one first", param="name"
             )
         before = self._version_of(path)
-        self._write(path, json.dumps(card).encode())
+        self._write(path, json.dumps({"format": FORMAT} | card).encode())
         self._retire(before)
 
     def remove(self, name: str) -> None:

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from looktwice_adapters.few_shot import Built, Looked, build
+from looktwice_adapters.few_shot import Built, Looked, build, common_grid
+from looktwice_adapters.recut import Grid
 from looktwice_server.errors import (
     ExpertUnavailable,
     ReferenceOutdated,
@@ -108,8 +109,8 @@ class References:
                     f"at most {limit} {key} a reference, got {len(urls)}; send fewer", param=key
                 )
         async with self._one_at_a_time:
-            seen = await self._see(groups, fetch, turned=request.augment)
-            built, data = await asyncio.to_thread(self._build, seen, request.false_alarm_rate)
+            grid, seen = await self._see(groups, fetch, turned=request.augment)
+            built, data = await asyncio.to_thread(self._build, grid, seen, request.false_alarm_rate)
             version = await asyncio.to_thread(self.store.keep, data)
             threshold = built.reference.threshold
             card: Card = {
@@ -135,8 +136,9 @@ class References:
         version = self._inline.get(key)
         if version is None or not self.store.path(version).exists():
             async with self._one_at_a_time:
-                seen = {"images": [await self._look(crops, turned=False) for crops in pictures]}
-                _, data = await asyncio.to_thread(self._build, seen, 0.05)
+                grid = common_grid([self._inspections.grid(crops) for crops in pictures])
+                looked = [await self._look(crops, grid, turned=False) for crops in pictures]
+                _, data = await asyncio.to_thread(self._build, grid, {"images": looked}, 0.05)
                 version = await asyncio.to_thread(self.store.keep, data)
         self._inline[key] = version
         self._inline.move_to_end(key)
@@ -146,34 +148,46 @@ class References:
 
     async def _see(
         self, groups: dict[str, list[str]], fetch: Fetch, *, turned: bool
-    ) -> dict[str, list[Seen]]:
-        """All pictures, one after the other."""
+    ) -> tuple[Grid, dict[str, list[Seen]]]:
+        """All pictures, one after the other, cut on the grid that most good ones have."""
         seen: dict[str, list[Seen]] = {key: [] for key in groups}
-        taken = 0
-        for key, urls in groups.items():
-            for index, url in enumerate(urls):
-                try:
-                    crops = await fetch(url)
-                    one = await self._look(crops, turned=turned and key == "images")
-                except RequestError as error:
-                    error.args = (f"{key}[{index}]: {error}",)
-                    error.param = key
-                    raise
-                taken += one.nbytes
-                if taken > self._settings.reference_tokens_mb * 2**20:
-                    raise StoreFull(
-                        f"{key}[{index}] is more than {self._settings.reference_tokens_mb} MB of "
-                        "memory hold while a reference is made; send fewer pictures",
-                        param=key,
-                    )
-                seen[key].append(one)
-        return seen
 
-    async def _look(self, crops: Crops, *, turned: bool) -> Seen:
-        """One picture's tokens from the worker."""
+        async def see(key: str, index: int, grid: Grid | None) -> tuple[Grid, Seen]:
+            try:
+                crops = await fetch(groups[key][index])
+                one = await self._look(crops, grid, turned=turned and key == "images")
+            except RequestError as error:
+                error.args = (f"{key}[{index}]: {error}",)
+                error.param = key
+                raise
+            taken = one.nbytes + sum(other.nbytes for group in seen.values() for other in group)
+            if taken > self._settings.reference_tokens_mb * 2**20:
+                raise StoreFull(
+                    f"{key}[{index}] is more than {self._settings.reference_tokens_mb} MB of "
+                    "memory hold while a reference is made; send fewer pictures",
+                    param=key,
+                )
+            return self._inspections.grid(crops), one
+
+        own: list[Grid] = []
+        for index in range(len(groups["images"])):
+            grid, one = await see("images", index, None)
+            own.append(grid)
+            seen["images"].append(one)
+        common = common_grid(own)
+        for index, grid in enumerate(own):
+            if grid != common:  # seldom, so that its crops were not kept
+                seen["images"][index] = (await see("images", index, common))[1]
+        for key in ("calibration_images", "defect_images"):
+            for index in range(len(groups[key])):
+                seen[key].append((await see(key, index, common))[1])
+        return common, seen
+
+    async def _look(self, crops: Crops, grid: Grid | None, *, turned: bool) -> Seen:
+        """One picture's tokens from the worker, cut on its own grid or another."""
         crops = self._inspections.own_crops(crops)
         try:
-            [record, *_] = await self._rpc("looktwice_look", (payload(crops), turned))
+            [record, *_] = await self._rpc("looktwice_look", (payload(crops), turned, grid))
         except Exception as error:
             raise ExpertUnavailable(
                 f"the picture could not be looked at now ({error}); try again later"
@@ -187,7 +201,7 @@ class References:
         )
         return Seen(Looked(tokens, suspicion), copies, thumbnail(crops))
 
-    def _build(self, seen: dict[str, list[Seen]], rate: float) -> tuple[Built, bytes]:
+    def _build(self, grid: Grid, seen: dict[str, list[Seen]], rate: float) -> tuple[Built, bytes]:
         """The reference and the file that it is kept in."""
         images = seen["images"]
         built = build(
@@ -196,6 +210,7 @@ class References:
             calibration=[one.looked for one in seen.get("calibration_images", ())],
             defects=[one.looked for one in seen.get("defect_images", ())],
             copies=[one.copies for one in images] if images[0].copies else (),
+            grid=grid,
             patches=self._settings.reference_patches,
         )
         thumbnails = {

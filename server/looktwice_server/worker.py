@@ -53,12 +53,15 @@ class InspectionWorker:
         except Exception as error:
             return _reason(error, len(images))
 
-    def looktwice_look(self, image: dict[str, Any], turned: bool) -> dict[str, Any] | str:
+    def looktwice_look(
+        self, image: dict[str, Any], turned: bool, grid: tuple[int, int] | None
+    ) -> dict[str, Any] | str:
         """What a reference keeps of one picture; nothing is remembered here.
 
         Args:
             image: as for `looktwice_inspect`.
             turned: whether the tokens of turned and mirrored copies are wanted too.
+            grid: that it shall be cut on; None is its own.
 
         Returns:
             `tokens` and `copies`, lists of bytes in float16 with their `shapes`, and `suspicion`
@@ -66,7 +69,7 @@ class InspectionWorker:
         """
         model = self.model_runner.get_model()
         try:
-            pixels = self._on_device(image)
+            pixels = model.cut(self._on_device(image), image["size"]).on(grid and tuple(grid))
             seen = model.look(pixels)
             copies = [model.look(copy).tokens for copy in turns(pixels)] if turned else []
             joined = [torch.cat(level) for level in zip(*copies, strict=True)]

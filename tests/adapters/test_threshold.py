@@ -48,6 +48,17 @@ def test_a_single_reference_decides_by_the_checkpoints_own_prior():
     assert threshold.verdict(50.0) == "anomalous"
 
 
+def test_a_single_reference_allows_for_products_unlike_the_few_that_were_measured():
+    """Of 5,000 new products, by four that mean and deviation were measured on."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(5000, 5))
+    known, new = means[:, :4], means[:, 4] + rng.normal(0, 0.1, 5000)
+    limits = [
+        NormalScores(one.mean(), one.std(ddof=1), 4, deviation=0.1).limit((), 0.05) for one in known
+    ]
+    assert np.mean(new > limits) == pytest.approx(0.05, abs=0.01)
+
+
 def test_good_pictures_alone_never_make_a_threshold_that_calls_all_defective():
     for count in range(40):
         scores = np.random.default_rng(count).normal(size=count)

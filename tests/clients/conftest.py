@@ -13,11 +13,17 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageOps
 
+from looktwice_clients import Inspector
+from tests.serving import Server
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SQUARE_HOLES = EXAMPLES / "plates" / "square_holes.jpg"
 DATA_URI = "data:image/"
 
 
@@ -74,6 +80,7 @@ def filled(schema: dict[str, Any]) -> str:
 
 def reference_of(name: str, images: int, rate: float) -> dict[str, Any]:
     """The wire's reference object."""
+    promised = max(rate, 1 / (images + 1))
     return {
         "object": "reference",
         "name": name,
@@ -81,11 +88,11 @@ def reference_of(name: str, images: int, rate: float) -> dict[str, Any]:
         "images": images,
         "patches": 196 * images,
         "false_alarm_rate": rate,
-        "promised_rate": max(rate, 1 / (images + 1)),
+        "promised_rate": promised,
         "threshold": -1.5,
         "created": 1764000000,
         "expert": "0123abcd",
-        "warnings": ["few"],
+        "warnings": ["few"] if promised > rate else [],
         "thumbnails": None,
     }
 
@@ -109,7 +116,7 @@ class WireHandler(BaseHTTPRequestHandler):
         elif self.path == "/v1/models" and self._admitted():
             models = [{"id": self.server.model, "object": "model", "created": 1, "owned_by": "x"}]
             self._json(200, {"object": "list", "data": models})
-        elif self.path.startswith("/v1/references") and self._admitted():
+        elif self.path.startswith("/v1/references") and self.server.looktwice and self._admitted():
             self._references("GET", {})
         else:
             self._error(404, f"no {self.path} here")
@@ -289,6 +296,15 @@ class Counting:
     def __exit__(self, *_: object) -> None:
         with self.server._lock:
             self.server.under_way -= 1
+
+
+@pytest.fixture
+def plates(server: Server) -> Iterator[str]:
+    """The name of a real reference, made of good plates: their holes are round."""
+    with Inspector(server.url) as inspector:
+        good = sorted((EXAMPLES / "plates" / "good").iterdir())
+        yield inspector.references.add("round-holes", good).name
+        inspector.references.remove("round-holes")
 
 
 @pytest.fixture

@@ -85,8 +85,12 @@ def check_everything(found: dict[str, Any]) -> None:
     picture = found["inspected"].content[1]
     assert (picture.type, picture.mime_type) == ("image", "image/jpeg")
     assert Image.open(io.BytesIO(base64.b64decode(picture.data))).size[0] == 640
-    assert found["references"].structured_content == {
-        "references": [{"name": "bottle", "version": "9f2c", "images": 8}]
+    [bottle] = found["references"].structured_content["references"]
+    assert bottle == {
+        "name": "bottle",
+        "version": "9f2c",
+        "images": 8,
+        "promised_rate": pytest.approx(1 / 9),
     }
     explained = found["explained"].structured_content
     assert explained["answer"] == "Any defect? 1 pictures, 1 messages."

@@ -109,6 +109,16 @@ def test_the_box_lies_around_its_region_and_leaves_the_region_free() -> None:
     assert around == {GREY, (0, 0, 0), (255, 255, 255)}
 
 
+def test_several_regions_carry_their_rank_before_the_score() -> None:
+    part, box, other = Image.new("RGB", (640, 480), GREY), [200, 160, 400, 320], [500, 0, 600, 90]
+
+    def inked(boxes: list[list[int]]) -> int:
+        above = draw_overlay(part, inspection(part.size, None, boxes)).crop((190, 130, 400, 150))
+        return above.convert("L").histogram()[0]
+
+    assert inked([box, other]) > 1.2 * inked([box]) > 0
+
+
 def test_the_map_lands_on_the_pixels_that_it_speaks_of() -> None:
     size = (800, 600)
     anomaly_map = Image.new("L", (400, 300), 0)

@@ -16,10 +16,13 @@ from mcp import Client, StdioServerParameters
 from PIL import Image
 
 from looktwice_clients import AsyncInspector, Inspection, Inspector
+from looktwice_clients.allowed_pictures import AllowedPictures
 from looktwice_clients.cli import run
 from looktwice_clients.doctor import server as examine_server
 from looktwice_clients.langchain_chat import ChatLookTwice
 from looktwice_clients.langchain_tool import InspectionTool
+from looktwice_clients.mcp_server import mcp_server
+from tests.clients.conftest import SQUARE_HOLES
 from tests.serving import Server
 
 pytestmark = pytest.mark.server
@@ -175,6 +178,33 @@ def test_an_assistant_inspects_and_asks_over_mcp(server: Server, inspector: Insp
     assert explained.structured_content["inspection"]["verdict"] == "anomalous"
     assert unknown.is_error
     assert "no reference named 'never-made'" in unknown.content[0].text
+
+
+def test_what_only_the_reference_reveals_is_found_in_every_client(
+    server: Server, inspector: Inspector, plates: str
+) -> None:
+    assert inspector.inspect(SQUARE_HOLES).verdict == "normal"
+    one = inspector.inspect(SQUARE_HOLES, plates, map=False)
+    assert (one.verdict, one.reference.name) == ("anomalous", plates)
+    assert inspector.ask(SQUARE_HOLES, "Any defect?", plates).text.startswith("Yes")
+
+    tool = InspectionTool(url=server.url, media={"part": SQUARE_HOLES})
+    call = {"image": "part", "reference": plates}
+    message = tool.invoke({"name": tool.name, "args": call, "id": "1", "type": "tool_call"})
+    assert same(message.artifact, one)
+
+    async def assistant() -> tuple[Any, Any]:
+        async with AsyncInspector(server.url) as asynchronous:
+            allowed = AllowedPictures([SQUARE_HOLES.parent])
+            async with Client(mcp_server(asynchronous, allowed)) as client:
+                picture = {"image": SQUARE_HOLES.name, "reference": plates, "overlay": False}
+                compared = await client.call_tool("compare_with_reference", picture)
+                return compared, await client.call_tool("list_references", {})
+
+    compared, listed = asyncio.run(assistant())
+    assert same(Inspection.model_validate(compared.structured_content), one)
+    [found] = [r for r in listed.structured_content["references"] if r["name"] == plates]
+    assert (found["images"], found["version"]) == (6, one.reference.version)
 
 
 def test_the_commands_drive_the_real_server(

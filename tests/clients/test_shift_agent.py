@@ -19,6 +19,7 @@ from langchain_core.outputs import ChatResult
 from PIL import Image, ImageDraw
 from pydantic import Field
 
+from tests.clients.conftest import SQUARE_HOLES
 from tests.serving import Server
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -126,18 +127,19 @@ def test_a_model_that_was_talked_into_lies_can_neither_hide_a_defect_nor_reach_a
     assert all(line.startswith(">") for line in remarks.strip().splitlines())
 
 
-def test_the_note_says_which_reference_a_picture_was_compared_with(
-    shift_agent: ModuleType, wire: Any, tmp_path: Path
+@pytest.mark.server
+def test_what_only_the_reference_reveals_is_in_the_note_with_its_name(
+    shift_agent: ModuleType, server: Server, plates: str
 ) -> None:
-    Image.new("RGB", (40, 30), (204, 0, 0)).save(tmp_path / "part.png")
-    calls = [inspect("picture-1"), inspect("picture-1", reference="bottle")]
-    model = script(calls, "Picture 1 differs from the good bottles.")
-    note = shift_agent.write_note(model, [tmp_path / "part.png"], "bottle")
-    alone, compared = row(note, "part.png")
+    calls = [inspect("picture-1"), inspect("picture-1", reference=plates)]
+    model = script(calls, "Picture 1 differs from the good plates.")
+    note = shift_agent.write_note(model, [SQUARE_HOLES], plates, server.url)
+    alone, compared = row(note, "square\\_holes.jpg")
+    assert "normal, score 0." in alone
     assert "reference" not in alone
-    assert "anomalous, score 0.800" in compared
-    assert "reference bottle; p 0.020" in compared
-    assert "Reference: bottle." in str(model.told[0][-1].content)
+    assert "anomalous, score " in compared
+    assert f"reference {plates}; p 0.143" in compared
+    assert f"Reference: {plates}." in str(model.told[0][-1].content)
 
 
 def test_a_picture_that_the_model_left_out_stands_in_the_note(

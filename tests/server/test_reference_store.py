@@ -107,8 +107,9 @@ def test_a_full_disk_is_said_and_changes_nothing(store, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(reference_store.os, "fsync", full)
-    with pytest.raises(StoreFull, match="the disk is full; nothing was changed"):
+    with pytest.raises(StoreFull, match="the disk is full; nothing was changed") as caught:
         add(store, "part", made(2))
+    assert caught.value.status == 507
     assert store.card("part")["version"] == before
     assert not list(store.path("x").parent.glob("*.part"))
 
@@ -136,6 +137,20 @@ def test_a_broken_card_is_one_reference_lost_and_no_other(store, card):
     assert [card["name"] for card in store.cards()] == ["good"]
     store.name({"name": "part", "version": version})  # adding it again helps
     assert store.card("part")["version"] == version
+
+
+def test_a_reference_of_an_older_version_is_to_be_added_again(store):
+    version = add(store, "part", made(1))
+    path = store._names / "part.json"
+    card = json.loads(path.read_bytes())
+    del card["format"]
+    path.write_text(json.dumps(card))
+    with pytest.raises(ReferenceOutdated, match="made by another version of LookTwice; add it"):
+        store.card("part")
+    assert store.cards() == []
+    store.name({"name": "part", "version": version})
+    assert store.card("part")["version"] == version
+    store.remove("part")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,16 @@
 """References over the wire: good pictures of a product -> other answers than without them."""
 
+from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.few_shot import build
+from looktwice_server.launch import CHECKOUT_MODELS
 from tests.punched_plates import plate
 from tests.server.wire import (
     Answer,
@@ -181,6 +188,26 @@ def test_an_update_under_way_leaves_each_answer_with_one_version(server):
     again = inspected(server, SQUARE, reference="moving")
     assert again["reference"]["version"] == old
     assert again["score"] in scores.get(old, {again["score"]})
+
+
+def test_served_and_in_process_say_the_same_of_pictures_of_mixed_sizes(server):
+    """A small one among the references, and a small one to judge: AnyRes cuts them otherwise."""
+    detector = Detector.from_folder(CHECKOUT_MODELS / "nano")
+    references = [plate(0), plate(1), plate(2).resize((200, 200))]
+    looked, grid = detector.look_alike([np.array(picture) for picture in references])
+    reference = build(looked, grid=grid).reference
+    made = put(server, "mixed-sizes", [data_uri(encoded(picture)) for picture in references])
+    assert made.data["threshold"] == pytest.approx(reference.threshold.value, abs=1e-3)
+    for picture in (plate(3), plate(101, square=True)):
+        for size in (160, 320):
+            small = picture.resize((size, size))
+            served = inspected(server, data_uri(encoded(small)), reference="mixed-sizes")
+            judged = detector.judge(np.array(small), reference)
+            assert served["verdict"] == judged.verdict
+            assert served["score"] == pytest.approx(judged.score, abs=5e-3)
+            grey = np.array(Image.open(BytesIO(b64decode(served["map"]["png"])))) / 255
+            assert np.abs(grey - judged.anomaly_map).max() < 0.02
+    get(server, "/mixed-sizes", "DELETE")
 
 
 def test_references_of_a_conversation_are_told_apart_from_its_question(server):

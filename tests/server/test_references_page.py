@@ -1,4 +1,4 @@
-"""docs/references.md: its commands, run as they stand against the real server."""
+"""docs/references.md: its commands and its Python, run as they stand against the real server."""
 
 import re
 import shlex
@@ -11,6 +11,7 @@ from tests.serving import Server
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "references.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = re.findall(r"^\$ looktwice (.*)$", PAGE, re.MULTILINE)
 
 
@@ -33,6 +34,18 @@ def test_the_commands_of_the_page_tell_the_square_holes_by_their_reference(
     assert shown.startswith("plates, version")
     assert (tmp_path / "plates.png").exists()
     assert removed == "removed plates\n"
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=("inspector",))
+def test_the_python_of_the_page_does_the_same(block: str, server: Server, monkeypatch, capsys):
+    monkeypatch.setenv("LOOKTWICE_URL", server.url)
+    monkeypatch.chdir(ROOT)
+    exec(block, {})
+    promised, facts = capsys.readouterr().out.splitlines()
+    assert promised.startswith("0.1428")
+    assert facts.startswith("anomalous")
+    assert "reference plates" in facts
+    assert run(["reference", "remove", "plates"]) == 0
 
 
 @pytest.mark.parametrize("name", re.findall(r"\]\(((?:\.\./)?examples/[^)]+)\)", PAGE))

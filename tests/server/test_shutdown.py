@@ -1,6 +1,7 @@
 """The end of a server: Ctrl-C, SIGTERM and a killed worker end every process that it started.
 
-Each test but the one that stops a server while it starts needs a server of its own.
+Each test but the one that stops a server while it starts needs a server of its own. The camera's
+server goes on with the references of one that was killed while it took some.
 """
 
 import http.client
@@ -10,18 +11,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.punched_plates import plate
 from tests.server import bad_input_table
 from tests.server.bad_input_table import API_KEY, CAMERA_FLAGS, QUESTION, camera
-from tests.server.wire import INSPECTIONS, Sent, ask, chat, good_uri, image
+from tests.server.wire import (
+    INSPECTIONS,
+    Sent,
+    ask,
+    chat,
+    data_uri,
+    encoded,
+    good_uri,
+    image,
+    inspect,
+)
 from tests.serving import Server, free_port, wait_until_up
 
 pytestmark = pytest.mark.server
@@ -29,12 +42,18 @@ END_SECONDS = 60
 
 
 @contextmanager
-def own_server(log: Path, *flags: str) -> Iterator[Server]:
+def own_server(log: Path, *flags: str, **environment: str) -> Iterator[Server]:
     """A server that is starting, in a session of its own as under a terminal."""
     port = free_port()
     command = [sys.executable, "-m", "looktwice_clients", "serve", *flags, "--port", str(port)]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env=os.environ | environment,
+        )
     try:
         yield Server(f"http://127.0.0.1:{port}/v1", process, log)
     finally:
@@ -88,11 +107,45 @@ def wait_for_end(server: Server, before: list[Process]) -> int:
     return code
 
 
+@dataclass(frozen=True)
+class Killed:
+    """What a server left that was killed while it took a reference."""
+
+    store: Path
+    before: dict[str, Any]  # the reference that it had
+
+
 @pytest.fixture(scope="module")
-def camera_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with an allow-list and an API key."""
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """A server that has a reference, killed with -9 while it takes another of its name."""
+    folder = tmp_path_factory.mktemp("killed")
+    left = folder / "references"
+    flags = ("nano", "--dtype", "float32", "--enforce-eager")
+    with own_server(folder / "log", *flags, LOOKTWICE_REFERENCES=str(left)) as server:
+        wait_until_up(server)
+        before = ask(server, put_plates(range(2))).data
+        with ThreadPoolExecutor() as pool:
+            update = pool.submit(ask, server, put_plates(range(2, 42)), timeout=120)
+            time.sleep(1.5)
+            assert not update.done()
+            for one in processes(server):
+                os.kill(one.pid, signal.SIGKILL)
+            with pytest.raises((OSError, http.client.HTTPException)):
+                update.result()
+    return Killed(left, before)
+
+
+def put_plates(seeds: Iterable[int], **keys: Any) -> Sent:
+    """A request that makes a reference of some plates."""
+    pictures = [data_uri(encoded(plate(seed))) for seed in seeds]
+    return Sent("/v1/references/plates", {"images": pictures}, "PUT", **keys)
+
+
+@pytest.fixture(scope="module")
+def camera_server(killed: Killed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with an allow-list and an API key, on what the killed one left."""
     log = tmp_path_factory.mktemp("camera_server") / "log"
-    with own_server(log, *CAMERA_FLAGS) as server:
+    with own_server(log, *CAMERA_FLAGS, LOOKTWICE_REFERENCES=str(killed.store)) as server:
         wait_until_up(server)
         yield server
 
@@ -103,6 +156,19 @@ def test_a_camera_on_the_allow_list_is_asked_with_the_key(camera_server: Server)
         sent = Sent(INSPECTIONS, {"images": [f"{address}/200", good_uri()]}, headers=key)
         first, second = ask(camera_server, sent).data["data"]
     assert first["score"] == second["score"]
+
+
+def test_kill_9_while_a_reference_is_added_leaves_the_one_before(
+    camera_server: Server, killed: Killed
+) -> None:
+    key = {"Authorization": f"Bearer {API_KEY}"}
+    kept = ask(camera_server, Sent("/v1/references/plates", method="GET", headers=key))
+    assert kept.data == killed.before
+    asked = inspect(data_uri(encoded(plate(100))), reference="plates")
+    [answer] = ask(camera_server, replace(asked, headers=key)).data["data"]
+    assert answer["reference"] == {"name": "plates", "version": killed.before["version"]}
+    after = ask(camera_server, put_plates(range(2, 4), headers=key)).data
+    assert after["version"] != killed.before["version"]
 
 
 def test_the_page_says_what_this_server_answered(camera_server: Server) -> None:

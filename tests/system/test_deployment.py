@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,14 +22,13 @@ KEYS = {
         "WEBUI_SECRET_KEY",
     )
 }
+PROFILES = ["gpu", "cpu", "chatbot", "postgres", "monitoring", "webui"]
 
 
 def compose(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    plugin = subprocess.run(["docker", "compose", "version"], capture_output=True)
-    command = ["docker", "compose"] if plugin.returncode == 0 else ["docker-compose"]
-    assert shutil.which(command[0]), "no Compose: run .ci/system-packages first"
+    assert shutil.which("docker-compose"), "no Compose: run .ci/system-packages first"
     return subprocess.run(
-        [*command, "--file", str(ROOT / "docker-compose.yml"), *arguments],
+        ["docker-compose", "--file", str(ROOT / "docker-compose.yml"), *arguments],
         capture_output=True,
         text=True,
         env=os.environ | environment,
@@ -41,10 +41,18 @@ def promtool(*arguments: str) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("profile", ["gpu", "cpu", "chatbot", "postgres", "monitoring", "webui"])
+@pytest.mark.parametrize("profile", PROFILES)
 def test_compose_takes_every_profile(profile):
     run = compose("--profile", profile, "config", "--quiet", **KEYS)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_command_of_the_page_is_one_that_compose_takes():
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    [options] = re.findall(r"^\$ docker compose (.+) up --build$", page, re.MULTILINE)
+    run = compose(*options.split(), "config", "--quiet", **KEYS)
+    assert run.returncode == 0, run.stderr
+    assert set(re.findall(r"--profile (\S+)", options)) < set(PROFILES)
 
 
 def test_compose_refuses_to_start_without_keys():

@@ -20,7 +20,8 @@ from looktwice_adapters.checkpoint import file_hash, load_expert
 from looktwice_adapters.datasets import AnyRes, Sample, read_sample
 from looktwice_adapters.evaluate.judge import THRESHOLD, Judgement
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
-from looktwice_adapters.few_shot import Looked, Reference, build, look
+from looktwice_adapters.few_shot import Looked, Reference, build, common_grid, look
+from looktwice_adapters.recut import Cut, Grid
 
 NANO = "models/nano"
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -96,16 +97,26 @@ class Detector:
         """What makes map and score of the tower's tokens."""
         return self.expert if self.decoder is None else self.decoder
 
+    def cut(self, picture: NDArray[np.uint8]) -> Cut:
+        """A picture (H, W, 3) as AnyRes cuts it."""
+        height, width = picture.shape[:2]
+        crops = (self.anyres.crops(picture).float() / 255 - 0.5) / 0.5
+        return Cut(crops, (width, height), self.grid((height, width)))
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """The grid of crops of a picture of `size` (height, width)."""
+        height, width = self.anyres.canvas(size)
+        return height // self.anyres.side, width // self.anyres.side
+
     def tokens(self, picture: NDArray[np.uint8]) -> tuple[list[Tensor], Tensor]:
         """The expert's levels L x (B, N, C_l) and final tokens (B, N, C) of a picture (H, W, 3)."""
-        levels, final = self.expert.tower((self.anyres.crops(picture).float() / 255 - 0.5) / 0.5)
+        levels, final = self.expert.tower(self.cut(picture).crops)
         return levels, final
 
     def stitched(self, significance: Tensor, picture: NDArray[np.uint8]) -> Tensor:
         """The map (H, W) of a picture (H, W, 3) from that of its crops (B, h, w)."""
         height, width = picture.shape[:2]
-        canvas = self.anyres.canvas((height, width))
-        grid = (canvas[0] // self.anyres.side, canvas[1] // self.anyres.side)
+        grid = self.grid((height, width))
         return stitch(significance, grid, (width, height), self.anyres.side)
 
     @torch.inference_mode()
@@ -116,18 +127,28 @@ class Detector:
         return output.score[0], output.significance, self.stitched(output.significance, picture)
 
     @torch.inference_mode()
-    def look(self, picture: NDArray[np.uint8]) -> Looked:
-        """What few-shot detection needs of a picture (H, W, 3), a reference or a judged one."""
-        levels, final = self.tokens(picture)
+    def look(self, picture: NDArray[np.uint8], grid: Grid | None = None) -> Looked:
+        """What few-shot detection needs of a picture (H, W, 3), cut on its own grid or another."""
+        return self._look(self.cut(picture).on(grid))
+
+    def _look(self, crops: Tensor) -> Looked:
+        levels, final = self.expert.tower(crops)
         significance = self.judging.significance_map(levels, final, [len(final)])
         return look(self.expert, levels, significance, self.judging.config.calibration)
+
+    def look_alike(self, pictures: Sequence[NDArray[np.uint8]]) -> tuple[list[Looked], Grid]:
+        """A reference's pictures (H, W, 3), all cut on the grid that most of them have."""
+        grid = common_grid([self.grid((one.shape[0], one.shape[1])) for one in pictures])
+        return [self.look(picture, grid) for picture in pictures], grid
 
     @torch.inference_mode()
     def judge(self, picture: NDArray[np.uint8], reference: Reference | None = None) -> Judgement:
         """Calibrated score and anomaly map of a picture (H, W, 3), against a reference if any."""
         if reference is not None:
-            judged = reference.judge(self.look(picture))
-            fused = self.stitched(judged.anomaly_map, picture).numpy()
+            cut = self.cut(picture)
+            judged = reference.judge(self._look(cut.on(reference.grid)))
+            fused_map = cut.back(judged.anomaly_map, reference.grid)
+            fused = self.stitched(fused_map, picture).numpy()
             return Judgement(judged.score, judged.verdict, fused)
         raw, significance, whole = self.raw(picture)
         calibration = self.judging.config.calibration
@@ -148,8 +169,10 @@ class ExpertJudge:
 
     def prepare(self, product: str, references: Sequence[Sample]) -> None:
         """Make the product's reference, if there are normal pictures to make it of."""
-        looked = [self.detector.look(read_sample(sample)) for sample in references]
-        self.reference = build(looked).reference if looked else None
+        self.reference = None
+        if references:
+            looked, grid = self.detector.look_alike([read_sample(one) for one in references])
+            self.reference = build(looked, grid=grid).reference
 
     def judge(self, sample: Sample) -> Judgement:
         """Score, verdict and map of one sample."""

@@ -16,6 +16,7 @@ from looktwice_adapters.evaluate.detector import CheckpointError, Detector, ship
 from looktwice_adapters.evaluate.judge import Judgement, ReferencesError
 from looktwice_adapters.few_shot import image_evidence
 from looktwice_adapters.memory_bank import MemoryBank
+from looktwice_adapters.recut import Grid
 
 
 class MemoryJudge:
@@ -34,6 +35,7 @@ class MemoryJudge:
             raise BaselineError(str(error)) from error
         self.name = f"memory bank of {path.resolve().name}"
         self.bank: MemoryBank | None = None
+        self.grid: Grid | None = None  # that the references are cut on
 
     def prepare(self, product: str, references: Sequence[Sample]) -> None:
         """Fill the bank with every patch of the references.
@@ -43,7 +45,7 @@ class MemoryJudge:
         """
         if not references:
             raise ReferencesError("the memory bank needs --shots 1 or more")
-        looked = [self.detector.look(read_sample(sample)) for sample in references]
+        looked, self.grid = self.detector.look_alike([read_sample(one) for one in references])
         self.bank = MemoryBank.of([one.tokens for one in looked])
 
     @torch.inference_mode()
@@ -51,9 +53,10 @@ class MemoryJudge:
         """Distance of the picture, and of each place."""
         assert self.bank is not None  # prepared
         picture = read_sample(sample)
-        looked = self.detector.look(picture)
+        looked = self.detector.look(picture, self.grid)
         distance = self.bank.distances(looked.tokens).view_as(looked.suspicion)
-        whole = self.detector.stitched(distance, picture).numpy()
+        own = self.detector.cut(picture).back(distance, self.grid)
+        whole = self.detector.stitched(own, picture).numpy()
         return Judgement(image_evidence(distance), None, whole)
 
     def close(self) -> None:

@@ -7,9 +7,9 @@ from html import escape
 from typing import Any
 
 from looktwice_clients.chatbot.history import PAGE, Entry
-from looktwice_clients.chatbot.products import Product
 from looktwice_clients.chatbot.tables import InspectionRow
 from looktwice_clients.chatbot.wording import LANGUAGES, Wording, wording
+from looktwice_clients.references import Reference
 
 
 def heading(words: Wording, operator: str) -> str:
@@ -41,10 +41,12 @@ def result(words: Wording, row: InspectionRow) -> str:
     if row.p_value is not None:
         facts.append((words("result.p_value"), f"{row.p_value:.3f}"))
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in facts)
+    undecided = f"<p>{escape(words('result.undecided'))}</p>"
     return (
         f'<section class="result"><h2>{escape(words("result.heading"))}</h2>'
         f'<p class="verdict {escape(row.verdict)}">'
         f"{escape(words.word('verdict', row.verdict))}</p>"
+        f"{undecided if row.verdict == 'undecided' else ''}"
         f"{_scale(words, row)}<dl>{listed}</dl>{regions(words, row)}</section>"
     )
 
@@ -71,11 +73,19 @@ def regions(words: Wording, row: InspectionRow) -> str:
             words.word("position", region["position"]),
             f"{region['score']:.2f}",
             f"{100 * region['area']:.1f} %",
-            ", ".join(f"{corner:.0f}" for corner in region["box"]),
+            _extent(region["box"]),
         )
         for number, region in enumerate(row.regions, 1)
     ]
     return table(words("result.regions"), [words(f"result.{name}") for name in names], lines)
+
+
+def _extent(box: Sequence[float]) -> str:
+    """A box in words that break into lines nowhere but between across and down."""
+    x0, y0, x1, y1 = (f"{corner:.0f}" for corner in box)
+    spans = f"x {x0}-{x1}", f"y {y0}-{y1}"
+    unbroken = {ord(" "): "\N{NO-BREAK SPACE}", ord("-"): "\N{NON-BREAKING HYPHEN}"}
+    return ", ".join(span.translate(unbroken) for span in spans)
 
 
 def table(caption: str, names: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -95,7 +105,7 @@ def table(caption: str, names: Sequence[str], lines: Iterable[Sequence[str]]) ->
 
 
 def regions_in_words(words: Wording, rows: Sequence[Any]) -> str:
-    """How many regions, such as "suspicious regions: 2"."""
+    """How many regions, such as "Suspicious regions: 2"."""
     if not rows:
         return words("result.no_regions")
     return words("result.count_regions", count=len(rows))
@@ -112,6 +122,8 @@ def history(words: Wording, entries: Sequence[Entry], total: int, number: int) -
 
 def _article(words: Wording, entry: Entry) -> str:
     row = entry.inspection
+    facts = [f"{words('result.score')} {row.score:.3f}", regions_in_words(words, row.regions)]
+    facts += [row.product] if row.product else []
     time = words("history.utc", time=row.created.strftime("%Y-%m-%d %H:%M:%S"))
     return (
         f'<article class="past"><a href="/history/{row.id}.jpg" target="_blank">'
@@ -121,9 +133,7 @@ def _article(words: Wording, entry: Entry) -> str:
         f'<p><time datetime="{row.created.isoformat()}">{escape(time)}</time></p>'
         f'<p><strong class="verdict {escape(row.verdict)}">'
         f"{escape(words.word('verdict', row.verdict))}</strong> "
-        f"{escape(words('result.score'))} {row.score:.3f}, "
-        f"{escape(regions_in_words(words, row.regions))}"
-        f"{', ' + escape(row.product) if row.product else ''}</p>"
+        f"{escape(' · '.join(facts))}</p>"
         f"<p>{_said(words, entry)}</p>"
         f"<details><summary>{escape(words('history.details'))}</summary>"
         f"{_scale(words, row)}{regions(words, row)}</details></div></article>"
@@ -138,10 +148,8 @@ def _said(words: Wording, entry: Entry) -> str:
     return escape(f"{opinion}: {feedback.word}" if feedback.word else opinion)
 
 
-def products(words: Wording, known: Sequence[Product] | None) -> str:
+def products(words: Wording, known: Sequence[Reference]) -> str:
     """The products that the server knows, as a table."""
-    if known is None:
-        return notice(words("products.not_supported"))
     if not known:
         return notice(words("products.none"))
     names = ("inspect.product", "products.images", "products.promised_rate")
@@ -149,6 +157,6 @@ def products(words: Wording, known: Sequence[Product] | None) -> str:
     return table(words("products.known"), [words(name) for name in names], lines)
 
 
-def percent(value: float | None) -> str:
-    """A rate in [0, 1] as a percentage; a dash where there is none."""
-    return "-" if value is None else f"{100 * value:.1f} %"
+def percent(rate: float) -> str:
+    """A rate in [0, 1] as a percentage."""
+    return f"{100 * rate:.1f} %"

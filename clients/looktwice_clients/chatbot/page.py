@@ -116,6 +116,7 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
         with gr.Column(min_width=300):
             overlay = gr.Image(
                 label=words("result.overlay"),
+                show_label=False,  # it would lie on the picture
                 interactive=False,
                 format="png",
                 buttons=["download", "fullscreen"],
@@ -140,7 +141,7 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
 
 def _conversation(station: Station, session: gr.State) -> tuple[gr.Chatbot, Dependency]:
     words = station.words
-    gr.HTML(f"<h2>{words('chat.heading')}</h2><p>{words('chat.reset')}</p>")
+    gr.HTML(f"<h2>{words('chat.heading')}</h2>")
     talk = gr.Chatbot(
         label=words("chat.heading"),
         render_markdown=False,
@@ -149,6 +150,7 @@ def _conversation(station: Station, session: gr.State) -> tuple[gr.Chatbot, Depe
         show_label=False,
         allow_tags=False,
         height=280,
+        placeholder=words("chat.reset"),
         elem_id="talk",
     )
     question = gr.Textbox(
@@ -194,9 +196,10 @@ def _history_tab(station: Station, tab: gr.Tab) -> None:
     words = station.words
     number = gr.State(0)
     with gr.Row():
-        refresh = gr.Button(words("history.refresh"), min_width=80, elem_id="refresh")
-        newer = gr.Button(words("history.newer"), min_width=80, interactive=False, elem_id="newer")
-        older = gr.Button(words("history.older"), min_width=80, interactive=False, elem_id="older")
+        small: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 100}
+        refresh = gr.Button(words("history.refresh"), elem_id="refresh", **small)
+        newer = gr.Button(words("history.newer"), interactive=False, elem_id="newer", **small)
+        older = gr.Button(words("history.older"), interactive=False, elem_id="older", **small)
     gr.HTML(f'<a class="export" href="/history.csv" download>{words("history.export")}</a>')
     shown = gr.HTML(elem_id="past")
     outputs = [shown, number, newer, older]

@@ -6,6 +6,7 @@ Nothing here raises: whatever goes wrong becomes a sentence on the page.
 import asyncio
 import io
 import logging
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import gradio as gr
 import openai
 from PIL import Image
 
-from looktwice_clients.chatbot import fragments, products
+from looktwice_clients.chatbot import fragments
 from looktwice_clients.chatbot.history import PAGE, History
 from looktwice_clients.chatbot.tables import FeedbackRow, InspectionRow, new_id, now
 from looktwice_clients.chatbot.wording import Wording
@@ -24,6 +25,7 @@ from looktwice_clients.errors import DatabaseError, ImageError, LookTwiceError, 
 from looktwice_clients.images import to_wire
 from looktwice_clients.inspector import AsyncInspector
 from looktwice_clients.overlay import OverlayStyle, draw_overlay
+from looktwice_clients.references import Reference
 from looktwice_clients.schemas import Inspection
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ MAX_TOKENS = 512
 
 LONGEST_TEXT = 2000
 """Characters of a question or of an operator's word."""
+
+PRODUCT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What the server takes for a reference's name."""
 
 OVERLAY_QUALITY = 85
 """Of the JPEG that the history keeps."""
@@ -193,11 +198,11 @@ class Station:
     async def known(self) -> tuple[Any, ...]:
         """Outputs: choice of products, table of products."""
         try:
-            known = await products.list_all(self.inspector)
+            known = await self.inspector.references.list()
         except (LookTwiceError, openai.OpenAIError) as error:
             return gr.skip(), self.problem(self.explain(error))
         choices = [(self.words("inspect.no_product"), "")]
-        choices += [(one.name, one.name) for one in known or []]
+        choices += [(one.name, one.name) for one in known]
         return gr.Dropdown(choices=choices), fragments.products(self.words, known)
 
     async def add(
@@ -205,7 +210,7 @@ class Station:
     ) -> AsyncIterator[tuple[Any, ...]]:
         """Outputs: notice, choice of products, table of products."""
         name = name.strip()
-        if not products.NAME.fullmatch(name):
+        if not PRODUCT_NAME.fullmatch(name):
             yield self.problem(self.words("products.no_name")), gr.skip(), gr.skip()
             return
         if not pictures:
@@ -214,26 +219,26 @@ class Station:
         running = self.words("products.running", count=len(pictures))
         yield fragments.notice(running), gr.skip(), gr.skip()
         try:
-            known = await products.list_all(self.inspector)
-            if not replace and name in [one.name for one in known or []]:
+            known = await self.inspector.references.list()
+            if not replace and name in [one.name for one in known]:
                 exists = self.words("products.exists", name=name)
                 yield self.problem(exists), gr.skip(), gr.skip()
                 return
             contents = await asyncio.to_thread(lambda: [uploaded(path) for path in pictures])
-            added = await products.add(self.inspector, name, contents, rate)
+            added = await self.inspector.references.add(name, contents, false_alarm_rate=rate)
         except (LookTwiceError, openai.OpenAIError) as error:
             yield self.problem(self.explain(error)), gr.skip(), gr.skip()
             return
         yield self._added(added), *await self.known()
 
-    def _added(self, product: products.Product) -> str:
+    def _added(self, product: Reference) -> str:
         """What the operator should know of a product that was learned."""
-        asked, promised = product.false_alarm_rate, product.promised_rate
-        rate = fragments.percent(promised)
+        rate = fragments.percent(product.promised_rate)
         ready = self.words("products.added", name=product.name, count=product.images, rate=rate)
         lines = [fragments.notice(ready)]
-        if asked is not None and promised is not None and promised > asked:
-            few = self.words("products.promised", rate=rate, asked=fragments.percent(asked))
+        if product.promised_rate > product.false_alarm_rate:
+            asked = fragments.percent(product.false_alarm_rate)
+            few = self.words("products.promised", rate=rate, asked=asked)
             lines.append(self.problem(few))
         warnings = (self.words("products.warning", detail=one) for one in product.warnings)
         return "".join([*lines, *map(self.problem, warnings)])

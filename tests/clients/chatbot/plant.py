@@ -1,14 +1,8 @@
-"""The clients' wire server, with products: `PUT`, `GET` and `DELETE /v1/references`.
+"""The clients' wire server, which can go away, and answer nobody before all have asked."""
 
-It learns nothing: a product is its name and how many pictures came. With a product the score is
-that of the picture, as without.
-"""
-
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from tests.clients.conftest import WireHandler, WireServer
 
@@ -23,39 +17,6 @@ class PlantHandler(WireHandler):
             return False
         return super().parse_request()
 
-    def do_GET(self) -> None:  # noqa: N802  http.server's name
-        if self.path != "/v1/references":
-            super().do_GET()
-        elif not self.server.keeps_products:
-            self._error(404, "no /v1/references here")
-        elif self._admitted():
-            known = list(self.server.products.values())
-            self._json(200, {"object": "list", "model": self.server.model, "data": known})
-
-    def do_PUT(self) -> None:  # noqa: N802
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if not self._admitted():
-            return
-        self.server.requests.append((self.path, body))
-        name = self.path.removeprefix("/v1/references/")
-        count, asked = len(body["images"]), body["false_alarm_rate"]
-        promised = max(asked, 1 / (count + 1))
-        self.server.products[name] = {
-            "object": "reference",
-            "name": name,
-            "version": f"{count:08x}",
-            "images": count,
-            "patches": 196 * count,
-            "false_alarm_rate": asked,
-            "promised_rate": promised,
-            "threshold": 0.5,
-            "created": 1764000000,
-            "expert": "0123abcd",
-            "warnings": ["image 1 looks unlike the others"] if count == 3 else [],
-            "thumbnails": None,
-        }
-        self._json(200, self.server.products[name])
-
 
 class PlantServer(WireServer):
     def __init__(self) -> None:
@@ -65,8 +26,7 @@ class PlantServer(WireServer):
 
     def refresh(self) -> None:
         """As at the start."""
-        self.products: dict[str, dict[str, Any]] = {}
-        self.keeps_products = True
+        self.references.clear()
         self.away = False
         self.together: threading.Barrier | None = None
         self.most_under_way = 0

@@ -7,12 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 
+from looktwice_clients.chatbot import fragments
 from looktwice_clients.chatbot.station import Station
 from looktwice_clients.chatbot.wording import wording
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.inspector import AsyncInspector
+from tests.clients.chatbot.rows import inspection
 from tests.clients.conftest import encoded, red
 
 KIM = SimpleNamespace(request=SimpleNamespace(scope={"owner": "kim", "operator": "Kim"}))
@@ -62,12 +65,26 @@ def test_an_inspection_shows_verdict_score_regions_and_is_in_the_history(play, h
     said, overlay, result, session, talk, *_ = play(lambda s: inspected(s, scratched))
     assert "Inspected: anomalous." in said
     assert overlay.value is not None
-    for words in ("anomalous", "Score 0.871, threshold 0.50", "bottom left", "0, 15, 20, 30"):
+    for words in (
+        "anomalous",
+        "Score 0.871, threshold 0.50",
+        "bottom left",
+        "x\N{NO-BREAK SPACE}0\N{NON-BREAKING HYPHEN}20",
+        "y\N{NO-BREAK SPACE}15\N{NON-BREAKING HYPHEN}30",
+    ):
         assert words in result
     assert talk == []
     [entry], _ = history.page("kim")
     assert entry.inspection.id == session.row.id
     assert (entry.inspection.file_name, entry.inspection.operator) == ("scratched.png", "Kim")
+
+
+def test_an_undecided_verdict_says_what_to_do():
+    row = inspection(verdict="undecided", regions=[])
+    shown = fragments.result(wording("en"), row)
+    assert "undecided" in shown
+    assert "let a person look, and add more good pictures" in shown
+    assert "let a person look" not in fragments.result(wording("en"), inspection())
 
 
 @pytest.mark.parametrize(
@@ -193,11 +210,11 @@ def test_a_server_that_is_away_or_refuses_is_told_in_the_pages_language(play, pl
     assert "키를 거부했습니다" in refused[0]
 
 
-def test_a_server_without_products_leaves_the_page_usable(play, plant):
-    plant.keeps_products = False
+def test_a_server_whose_products_cannot_be_listed_leaves_the_page_as_it_is(play, plant):
+    plant.looktwice = False
     choice, listed = play(lambda s: s.known())
-    assert [value for _, value in choice.choices] == [""]
-    assert "keeps no products" in listed
+    assert choice == gr.skip()
+    assert "server refused" in listed
 
 
 def test_a_product_is_added_warned_of_and_not_replaced_unasked(play, plant, scratched):
@@ -208,14 +225,14 @@ def test_a_product_is_added_warned_of_and_not_replaced_unasked(play, plant, scra
         return first, again, over
 
     first, again, over = play(act)
-    assert "plate is ready: 3 pictures, at most 25.0 % of good parts" in first[0]
+    assert "plate is ready: 3 pictures, about 25.0 % of good parts" in first[0]
     assert "at best 25.0 %: add more for 5.0 %" in first[0]
-    assert "image 1 looks unlike the others" in first[0]
+    assert "Please check: few" in first[0]
     assert ("plate", "plate") in first[1].choices
     assert "plate" in first[2]
     assert "already" in again[0]
     assert "problem" not in over[0]
-    assert plant.products["plate"]["images"] == 30
+    assert plant.references["plate"]["images"] == 30
 
 
 def test_a_history_that_cannot_be_written_is_told_and_the_result_stays(

@@ -18,7 +18,7 @@ CHROMIUM_FLAGS = [
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 
-expect.set_options(timeout=60_000)  # for a busy machine
+expect.set_options(timeout=180_000)  # sixteen pages on two busy cores take their time
 
 
 @pytest.fixture(scope="module")  # its event loop must not be there for other tests

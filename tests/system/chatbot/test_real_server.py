@@ -6,11 +6,9 @@ $LOOKTWICE_PICTURES=docs/pictures keeps the screenshots there.
 import os
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import expect
 
-from examples.make_pictures import good_part, scratched_part
 from tests.serving import Server
 from tests.system.chatbot.conftest import DESKTOP, PHONE
 from tests.system.chatbot.visit import (
@@ -25,6 +23,7 @@ from tests.system.chatbot.visit import (
 )
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
+QUESTION = "Is there any defect in this picture? If so, where?"
 
 
 @pytest.fixture
@@ -40,15 +39,15 @@ def test_the_scratch_is_found_shown_explained_and_remembered(
         inspect(page, EXAMPLES / "scratched.png")
         assert verdict(page) == "anomalous"
         expect(page.locator(".result table")).to_contain_text("right")
-        assert "Yes" in ask(page, "Is there any defect in this picture? If so, where?")
-        assert "right" in ask(page, "Where is it?")
+        expect(ask(page, QUESTION)).to_contain_text("Yes")
+        expect(ask(page, "Where is it?")).to_contain_text("right")
         say(page, "right", "scratch from the gripper")
         expect(page.locator("#feedback-said")).to_contain_text("Thank you")
         page.screenshot(path=pictures / "chatbot.png", full_page=True)
 
         inspect(page, EXAMPLES / "good.png")
         assert verdict(page) == "normal"
-        newest, oldest = past(page)
+        newest, oldest = past(page, 2)
         assert "good.png" in newest
         assert "Right: scratch from the gripper" in oldest
         page.locator("#past img").last.scroll_into_view_if_needed()
@@ -60,22 +59,28 @@ def test_the_scratch_is_found_shown_explained_and_remembered(
         phone.screenshot(path=pictures / "chatbot-phone.png", full_page=True)
 
 
-def test_a_product_is_learned_from_good_parts_and_compared_with(server: Server, visit, tmp_path):
-    if httpx.get(f"{server.url}/references").status_code == 404:
-        pytest.skip("this server keeps no products yet")
-    good = [tmp_path / f"good-{seed}.png" for seed in range(20)]
-    for seed, path in enumerate(good):
-        good_part(seed).save(path)
-    bad = tmp_path / "bad.png"
-    scratched_part(99).save(bad)
+def test_a_product_is_learned_from_good_parts_and_compared_with(
+    server: Server, visit, tmp_path, pictures
+):
+    good, square = (
+        sorted((EXAMPLES / "plates/good").iterdir()),
+        EXAMPLES / "plates/square_holes.jpg",
+    )
     with running_chatbot(tmp_path, server.url) as chatbot:
-        page = visit(chatbot.url)
-        add_product(page, "steel-sheet", good)
-        expect(page.locator("#products table")).to_contain_text("steel-sheet")
-        choose_product(page, "steel-sheet")
-        inspect(page, bad)
+        page = visit(chatbot.url, size=DESKTOP)
+        inspect(page, square)
+        assert verdict(page) == "normal"
+        add_product(page, "punched-plate", good)
+        expect(page.locator("#product-said")).to_contain_text("at best 14.3 %: add more for 5.0 %")
+        expect(page.locator("#products table")).to_contain_text("punched-plate")
+        page.screenshot(path=pictures / "chatbot-products.png", full_page=True)
+
+        choose_product(page, "punched-plate")
+        inspect(page, square)
         assert verdict(page) == "anomalous"
-        expect(page.locator(".result dl")).to_contain_text("steel-sheet")
-        expect(page.locator(".result dl")).to_contain_text("p-value")
-        assert "Yes" in ask(page, "Is there any defect in this picture? If so, where?")
-        assert "steel-sheet" in past(page)[0]
+        expect(page.locator(".result dl")).to_contain_text("punched-plate")
+        expect(page.locator(".result dl")).to_contain_text("p-value0.143")
+        expect(ask(page, QUESTION)).to_contain_text("Yes")
+        against, alone = past(page, 2)
+        assert "punched-plate" in against
+        assert "punched-plate" not in alone

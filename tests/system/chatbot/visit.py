@@ -79,7 +79,7 @@ def inspect(page: Page, picture: Path) -> None:
     give_picture(page, picture)
     page.evaluate("document.querySelector('.result')?.setAttribute('data-old', '')")
     page.locator("button#inspect").click()
-    expect(page.locator(".result:not([data-old])")).to_be_visible(timeout=60_000)
+    expect(page.locator(".result:not([data-old])")).to_be_visible()
 
 
 def loaded(page: Page, overlay: Locator) -> None:
@@ -92,15 +92,14 @@ def verdict(page: Page) -> str:
     return page.locator(".result .verdict").inner_text()
 
 
-def ask(page: Page, question: str) -> str:
-    """Ask, and read the whole answer."""
+def ask(page: Page, question: str) -> Locator:
+    """Ask; where the answer to this question appears and grows."""
+    answers = page.locator("#talk .bot.message")
+    before = answers.count()
     page.locator("#question input, #question textarea").fill(question)
     page.locator("button#ask").click()
-    answers = page.locator("#talk .bot.message")
-    expect(page.locator("#question input, #question textarea")).to_have_value("")
-    expect(answers.last).to_contain_text(".", timeout=60_000)
-    _settle(lambda: answers.last.inner_text())
-    return answers.last.inner_text()
+    expect(answers).to_have_count(before + 1)
+    return answers.nth(before)
 
 
 def say(page: Page, opinion: str, word: str) -> None:
@@ -115,12 +114,11 @@ def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
-def past(page: Page) -> list[str]:
-    """What the history shows, an entry an inspection, the newest first."""
+def past(page: Page, count: int) -> list[str]:
+    """The history, once it has `count` inspections; an entry each, the newest first."""
     open_tab(page, "History")
     page.locator("button#refresh").click()
-    page.wait_for_selector("#past p")
-    _settle(lambda: page.locator("#past").inner_text())
+    expect(page.locator("#past article")).to_have_count(count)
     return page.locator("#past article").all_inner_texts()
 
 
@@ -131,7 +129,7 @@ def add_product(page: Page, name: str, pictures: list[Path]) -> None:
     page.locator("#product-pictures input[type=file]").set_input_files(pictures)
     expect(page.locator("#product-pictures")).to_contain_text(pictures[-1].stem)
     page.locator("button#add-product").click()
-    expect(page.locator("#product-said")).to_contain_text("is ready", timeout=120_000)
+    expect(page.locator("#product-said")).to_contain_text("is ready")
 
 
 def choose_product(page: Page, name: str) -> None:
@@ -139,12 +137,3 @@ def choose_product(page: Page, name: str) -> None:
     open_tab(page, "Inspect")
     page.locator("#product input").click()
     page.get_by_role("option", name=name).click()
-
-
-def _settle(read) -> None:
-    """Wait until a text stays the same for half a second."""
-    before, since, end = read(), time.monotonic(), time.monotonic() + 60
-    while time.monotonic() - since < 0.5 and time.monotonic() < end:
-        time.sleep(0.1)
-        if (now := read()) != before:
-            before, since = now, time.monotonic()
