@@ -186,7 +186,8 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         """An image of `size` (height, width) by its crops (B, 3, S, S)."""
         height, width = size
         grid = crop_grid(self.config, width=width, height=height)
-        return Cut(pixels, (width, height), grid)
+        # Images of unequal size are padded with empty crops, which the score would see.
+        return Cut(pixels[: 1 + grid[0] * grid[1]], (width, height), grid)
 
     @torch.inference_mode()
     def look(self, pixels: Tensor) -> Looked:
@@ -211,14 +212,8 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         """
         if not pixel_values:
             return []
-        grids = [crop_grid(self.config, width=w, height=h) for h, w in image_sizes]
-        # Images of unequal size are padded with empty crops, which the score would see.
-        crops = [
-            pixels[: 1 + rows * columns]
-            for pixels, (rows, columns) in zip(pixel_values, grids, strict=True)
-        ]
-        counts = [len(pixels) for pixels in crops]
-        cuts = [self.cut(*pair) for pair in zip(crops, image_sizes, strict=True)]
+        cuts = [self.cut(*pair) for pair in zip(pixel_values, image_sizes, strict=True)]
+        counts = [len(cut.crops) for cut in cuts]
         tokens, output, judgements = self._judge(cuts, references)
         features = self.multi_modal_projector(tokens).split(counts)
         prompts = self._prompts(tokens, output, counts)
@@ -234,13 +229,13 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
                         strategy="spatial_unpad",
                     ),
                     prompts[i],
-                    grids[i],
+                    cuts[i].grid,
                 ),
                 scores[i],
                 significance[i],
                 judgements[i],
             )
-            for i in range(len(crops))
+            for i in range(len(cuts))
         ]
 
     @property

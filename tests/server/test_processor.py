@@ -57,7 +57,8 @@ class Packer(LookTwiceForConditionalGeneration):
         self.image_newline = torch.zeros(1)
         self.multi_modal_projector = torch.nn.Identity()
 
-    def _judge(self, pixels, counts, references):
+    def _judge(self, cuts, references):
+        counts = [len(cut.crops) for cut in cuts]
         tokens = (self.config.vision_config.image_size // self.config.vision_config.patch_size) ** 2
         output = SimpleNamespace(
             score=torch.zeros(len(counts)), significance=torch.zeros(sum(counts), 1, 1)
