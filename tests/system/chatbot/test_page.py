@@ -185,7 +185,9 @@ def test_a_picture_is_taken_with_the_camera(chatbot, visit):
     page.context.grant_permissions(["camera"])
     page.get_by_label("Capture from camera").click()
     page.locator("#picture").get_by_role("button").filter(has_text="Click to Access Webcam").click()
+    page.wait_for_function("() => document.querySelector('#picture video')?.videoWidth > 0")
     page.locator("#picture button[aria-label='capture photo']").click()
+    expect(page.locator("#picture img")).to_be_visible()
     page.locator("button#inspect").click()
     expect(page.locator(".result")).to_be_visible()
 
