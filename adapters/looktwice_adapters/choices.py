@@ -1,7 +1,9 @@
 """Multiple choice: facts about a picture -> a question with lettered options and its answer.
 
-The form of MMAD (ICLR 2025): an instruction, the question, the options, a letter as the answer. The
-right letter follows from the facts; where no option does, the answer says so.
+The form of MMAD (ICLR 2025): an instruction, the question, the options. Yes or no is answered by
+the letter that follows from the facts, a place in MMAD's words for it, whatever the options are: to
+find one place's letter among several is more than the small model learns, and a wrong letter would
+contradict the facts. Where the facts tell nothing, the answer says so.
 """
 
 import random
@@ -32,23 +34,26 @@ OPTIONS = {  # what an option for a place may say
     "bottom": ["bottom", "bottom center", "bottom middle", "lower center"],
     "bottom right": ["bottom right", "lower right"],
 }
+CELLS = {  # what MMAD calls a place
+    "top": "Top center",
+    "left": "Middle left",
+    "right": "Middle right",
+    "bottom": "Bottom center",
+}
 KINDS = (
     "broken piece,water stain,loose wire,missing screw,colour fading,wrong label,burn mark,scratch,"
     "crack,dent,hole,contamination,bent part,cut,fold,misplaced part,print error,rust"
 ).split(",")
 
 
-def _places(facts: Facts, rng: random.Random) -> tuple[list[str], int | None]:
-    """Options for "where", and the index of the right one, which mostly is among them."""
+def _places(facts: Facts, rng: random.Random) -> list[str]:
+    """Options for "where"; the right one is mostly among them."""
     others = [place for place in PLACES if place not in facts.named]
     places = rng.sample(others, min(len(others), rng.choice((2, 3, 3, 3))))
-    here = facts.positions[0] if facts.verdict == "anomalous" and facts.positions else None
-    if here is not None and rng.random() < 0.85:
-        places.append(here)
+    if facts.positions and rng.random() < 0.85:
+        places.append(facts.here)
     rng.shuffle(places)
-    return [rng.choice(OPTIONS[place]) for place in places], (
-        places.index(here) if here in places else None
-    )
+    return [rng.choice(OPTIONS[place]) for place in places]
 
 
 TOPICS = {"defect": 4, "fine": 2, "where": 4, "describe": 1}  # how often each is asked
@@ -66,7 +71,7 @@ def choose(
             wanted = "yes" if (facts.verdict == "anomalous") == (topic == "defect") else "no"
             right = options.index(wanted)
     elif topic == "where":
-        options, right = _places(facts, rng)
+        options = _places(facts, rng)
     else:
         options = rng.sample(KINDS, rng.choice((3, 4, 4)))
     if rng.random() < 0.9:
@@ -89,15 +94,15 @@ def choose(
 
 
 def _reply(topic: str, facts: Facts, right: int | None) -> str:
-    """The right letter, or why there is none."""
+    """The right letter or place, or why there is none."""
     if right is not None:
         return f"{LETTERS[right]}."
-    if topic == "describe" and facts.verdict == "anomalous":
-        return "I cannot tell kinds of defects apart."
     if facts.verdict == "undecided":
         return "The inspection is undecided about this picture."
     if facts.verdict == "normal":
         return "None of these. The inspection found nothing unusual."
+    if topic == "describe":
+        return "I cannot tell kinds of defects apart."
     if not facts.positions:
         return "I do not know where. The anomaly map shows it."
-    return f"None of these. The strongest region is here: {facts.here}."
+    return f"{CELLS.get(facts.here, facts.here.capitalize())}."

@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from looktwice_adapters.dialogue import (
     picture_prefix,
     to_llava,
 )
+from looktwice_adapters.evaluate.multiple_choice import chosen_letter
 from looktwice_adapters.questions import TEMPLATES, ask, fill, templates
 from looktwice_adapters.train.agreement import expected_yes, place_named, said_yes
 
@@ -158,16 +160,21 @@ def test_the_right_letter_follows_from_the_verdict(topic, facts, right):
         assert chosen(*choose(facts, rng, topic=topic)) == right
 
 
-def test_the_right_letter_follows_from_the_place_or_none_is_right():
-    none = 0
-    for rng in rngs(80):
-        question, reply = choose(SCRATCHED, rng, topic="where")
-        if reply.startswith("None of these."):
-            assert reply.endswith(f"{SCRATCHED.here}.")
-            none += 1
-        else:
-            assert chosen(question, reply) in OPTIONS[SCRATCHED.here]
-    assert 0 < none < 30
+def test_a_place_is_answered_in_the_words_of_mmads_options():
+    cells = ["Top left", "Top center", "Top right", "Middle left", "Center", "Middle right"]
+    cells += ["Bottom left", "Bottom center", "Bottom right"]
+    options = {letter: f"{cell}." for letter, cell in zip("ABCDEFGHI", cells, strict=True)}
+    for place, letter in zip(PLACES, options, strict=True):
+        facts = replace(SCRATCHED, positions=(place,))
+        replies = {choose(facts, rng, topic="where")[1] for rng in rngs(20)}
+        assert replies == {options[letter]}
+        assert chosen_letter(options[letter], options) == letter
+
+
+def test_the_right_place_is_mostly_among_the_options():
+    asked = [choose(SCRATCHED, rng, topic="where")[0].lower() for rng in rngs(80)]
+    right = sum(any(words in question for words in OPTIONS["bottom left"]) for question in asked)
+    assert 50 < right < 80
 
 
 def test_a_kind_of_defect_is_never_chosen():

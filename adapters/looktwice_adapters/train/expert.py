@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 from tqdm import tqdm
 
 from looktwice_adapters.calibration import calibrate
@@ -62,7 +63,10 @@ class ExpertTraining:
     dice_weight: float = 1.0
     peak_weight: float = 0.5
     follow_weight: float = 0.05  # of the head's distance to the map's own verdict
-    feature_noise: float = 0.1  # at most, in standard deviations, against learning by heart
+    # Against learning made-up parts and defects by heart:
+    feature_noise: float = 0.5  # at most, in standard deviations
+    feature_dropout: float = 0.2
+    class_dropout: float = 0.5  # of the class description
     average: float = 0.985  # of the running average of the weights
     seed: int = 0
 
@@ -130,20 +134,15 @@ def undecided(expert: AnomalyExpert) -> None:
     expert.negative_embedding.copy_(expert.positive_embedding + difference)
 
 
-def noisy(tokens: list[Tensor], training: ExpertTraining, step: int) -> list[Tensor]:
-    """Tokens with some Gaussian noise, by seed and step alone."""
-    chance = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
-    amount = training.feature_noise * torch.rand((), generator=chance)
-    return [
-        part + (amount * torch.randn(part.shape, generator=chance)).to(part.device)
-        for part in tokens
-    ]
-
-
 def expert_loss(expert: AnomalyExpert, batch: Shard, training: ExpertTraining, step: int) -> Tensor:
-    """The loss of some images' scores and maps."""
-    tokens = noisy(expert.tower.standard(batch.tokens), training, step)
+    """The loss of some images' scores and maps; noise and dropout by seed and step alone."""
+    torch.manual_seed(training.seed * 1_000_003 + step)
+    amount = training.feature_noise * float(torch.rand(()))
+    tokens = [
+        part + amount * torch.randn_like(part) for part in expert.tower.standard(batch.tokens)
+    ]
     levels, final = enriched(tokens, TOWER.neighbours)
+    levels = [dropout(level, training.feature_dropout) for level in levels]
     output = expert(levels, final, batch.crops_per_image)
     significance = output.significance.clamp(EDGE, 1 - EDGE)  # (B, h, w)
     known = ~batch.masks.isnan()
@@ -203,6 +202,7 @@ def train_expert(
     expert = AnomalyExpert(expert_config(training, tower))
     expert.tower.network.load_state_dict(tower.network.state_dict())
     undecided(expert)
+    expert.class_predictor.append(nn.Dropout(training.class_dropout))
     standardise(expert, shards[:8])
     averaged = Averaged(expert, training.average)
     run = Run(averaged, schedule, folder)
@@ -373,7 +373,7 @@ def without(folders: tuple[Path, ...], left_out: tuple[str, ...]) -> tuple[Path,
     help="Label made-up defects by how far pixels changed (NSA), not by their outline.",
 )
 @click.option("--shards", default=40, show_default=True, help="Shards of 64 pairs of pictures.")
-@click.option("--steps", default=700, show_default=True, help="Steps of 8 pairs.")
+@click.option("--steps", default=250, show_default=True, help="Steps of 8 pairs.")
 @click.option("--workers", default=2, show_default=True, help="Processes that draw and encode.")
 @click.option("--seed", default=0, show_default=True, help="Of pictures, defects and batches.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
@@ -431,7 +431,7 @@ def expert(
         [read_shard(path) for path in paths],
         weights,
         ExpertTraining(seed=seed),
-        Schedule(steps, LEARNING_RATE, save_every=50),
+        Schedule(steps, LEARNING_RATE, warmup=50, save_every=50),
         out,
         resume,
     )

@@ -270,14 +270,9 @@ def train_assistant(
     required=True,
     help="Folder for tokenizer, both stages' runs and the finished assistant.",
 )
-@click.option("--text-steps", default=2000, show_default=True, help="Steps on text alone.")
-@click.option("--picture-steps", default=800, show_default=True, help="Steps on real pictures.")
+@click.option("--text-steps", default=4000, show_default=True, help="Steps on text alone.")
+@click.option("--picture-steps", default=1000, show_default=True, help="Steps on real pictures.")
 @click.option("--looks", default=600, show_default=True, help="Pictures of the second stage.")
-@click.option(
-    "--expert",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Keep the selector of the LLM's tokens of this expert.safetensors; else one is trained.",
-)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoints in --out.")
 def nano_assistant(
     tower: Path,
@@ -286,7 +281,6 @@ def nano_assistant(
     text_steps: int,
     picture_steps: int,
     looks: int,
-    expert: Path | None,
     resume: bool,
 ) -> None:
     """Train nano's language model from nothing, on made-up conversations about inspections.
@@ -303,10 +297,7 @@ def nano_assistant(
     batches = Batches(text, AssistantTraining())
     train_assistant(student, batches, Schedule(text_steps, 2e-3), out / "text", resume)
 
-    if expert is None:
-        student.llm_q_former.requires_grad_(True)
-    else:
-        take_selector(student, expert)
+    student.llm_q_former.requires_grad_(True)
     seen = kept_looks(model, tower, pictures, looks, out / "looks.pt")
     make = picture_sequences(writer, seen, json.dumps(PINPOINTS))
     batches = Batches(make, AssistantTraining(batch=6))  # long sequences
@@ -337,14 +328,6 @@ def replier(
         return str(writer.tokenizer.decode(answer[: len(answer) - ended])), ended
 
     return reply
-
-
-def take_selector(student: Assistant, expert: Path) -> None:
-    """Put an expert's selector of the LLM's tokens into the assistant, frozen."""
-    prefix = "llm_q_former."
-    kept = {k.removeprefix(prefix): v for k, v in load_file(expert).items() if prefix in k}
-    student.llm_q_former.load_state_dict(kept)
-    student.llm_q_former.requires_grad_(False)
 
 
 def kept_looks(
