@@ -15,6 +15,7 @@ from pydantic import PrivateAttr, model_validator
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import RetryableRequestError
 
 from looktwice_adapters.facts import facts_sentence
 from looktwice_server.body import shown
@@ -123,6 +124,12 @@ class InspectingChat(OpenAIServingChat):
         chat.image_token_id = stock.model_config.hf_config.image_token_index
         chat.max_images = max_images
         return chat
+
+    def _raise_if_error(self, finish_reason: str | None, request_id: str) -> None:
+        """Make an error of half an answer too: vLLM ends it like a whole one while it stops."""
+        super()._raise_if_error(finish_reason, request_id)
+        if finish_reason == "abort":
+            raise RetryableRequestError("the server ended before its answer did; ask again")
 
     async def render_chat_request(self, request: ChatCompletionRequest) -> Any:
         """Render the prompt, inspect its images and tell the model what was found."""

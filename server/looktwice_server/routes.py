@@ -22,7 +22,7 @@ from vllm.entrypoints.serve.utils.api_utils import (
     with_cancellation,
 )
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
-from vllm.exceptions import GenerationError
+from vllm.exceptions import GenerationError, RetryableRequestError
 
 from looktwice_adapters.checkpoint import file_hash
 from looktwice_server import metrics
@@ -71,6 +71,8 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
     await state.looktwice.references.resolve(request.inspection.reference)
     try:
         answer = await state.looktwice.chat.create_chat_completion(request, raw_request)
+    except RetryableRequestError:
+        raise
     except GenerationError as error:
         if request.extract_structured_outputs() is None:
             raise

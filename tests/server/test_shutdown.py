@@ -201,19 +201,26 @@ def test_sigterm_ends_every_process_of_a_server_that_starts(tmp_path: Path) -> N
     assert "process of the server died" not in server.log.read_text()
 
 
-def test_a_killed_worker_ends_the_server_with_a_message_and_a_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "how"), [("VLLM::Worker", signal.SIGKILL), ("VLLM::Engine", signal.SIGTERM)]
+)
+def test_a_lost_process_ends_the_server_with_a_message_and_a_code(
+    tmp_path: Path, name: str, how: signal.Signals
+) -> None:
     with own_server(tmp_path / "log", "nano", "--dtype", "float32", "--enforce-eager") as server:
         wait_until_up(server)
+        before = processes(server)
+        [lost] = named(server, name)
         connection = http.client.HTTPConnection(urlsplit(server.root).netloc, timeout=60)
         body = chat(image(good_uri()), QUESTION, stream=True, max_tokens=3000, ignore_eos=True).body
         headers = {"Content-Type": "application/json"}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         response = connection.getresponse()
         assert response.readline().startswith(b"data: {")
-        [worker] = named(server, "VLLM::Worker")
-        before = processes(server)
-        os.kill(worker, signal.SIGKILL)
-        assert b'"error"' in response.read()
+        os.kill(lost, how)
+        rest = response.read()
+        assert b'"error"' in rest
+        assert b'"finish_reason":"' not in rest  # half an answer does not end like a whole one
         assert wait_for_end(server, before) == 1
     last = [line for line in server.log.read_text().splitlines() if line.startswith("looktwice:")]
     assert last == [
