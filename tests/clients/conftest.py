@@ -223,6 +223,7 @@ class WireHandler(BaseHTTPRequestHandler):
             chunk = self._completion("chat.completion.chunk", [choice]) | (extra if last else {})
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
             self.wfile.flush()
+            self.server.speak.wait(300)
         usage = self._completion("chat.completion.chunk", [])
         self.wfile.write(f"data: {json.dumps(usage)}\n\ndata: [DONE]\n\n".encode())
         self.close_connection = True
@@ -264,6 +265,8 @@ class WireServer(ThreadingHTTPServer):
         self.under_way = 0
         self.most_under_way = 0
         self.slowest = 0.0
+        self.speak = threading.Event()  # clear it, and streams stop after their first word
+        self.speak.set()
         self._lock = threading.Lock()
 
     @property

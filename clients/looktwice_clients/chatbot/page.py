@@ -166,6 +166,7 @@ def _conversation(station: Station, session: gr.State) -> tuple[gr.Chatbot, Depe
         station.ask,
         [question, session],
         [said, talk, question],
+        trigger_mode="always_last",  # what is asked while an answer is written comes after it
         **QUIET,
     )
     talk.clear(station.forget, session, said, **QUIET)

@@ -113,7 +113,9 @@ class Station:
             yield self.problem(self.words("chat.empty")), gr.skip(), gr.skip()
             return
         if not question:
-            yield self.problem(self.words("chat.no_question")), gr.skip(), gr.skip()
+            # In the middle of a talk it is the second click of two: nothing to complain of.
+            empty = gr.skip() if session.talk else self.problem(self.words("chat.no_question"))
+            yield empty, gr.skip(), gr.skip()
             return
         answer = {"role": "assistant", "content": ""}
         talk = [*session.talk, {"role": "user", "content": question}, answer]

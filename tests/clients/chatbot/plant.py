@@ -28,6 +28,7 @@ class PlantServer(WireServer):
         """As at the start."""
         self.references.clear()
         self.away = False
+        self.speak.set()
         self.together: threading.Barrier | None = None
         self.most_under_way = 0
         self.requests.clear()

@@ -129,6 +129,15 @@ def test_answers_grow_and_follow_up_questions_remember_the_talk(play, scratched)
     assert talk[-1]["content"] == "Where? 1 pictures, 3 messages."
 
 
+def test_the_second_click_of_two_changes_nothing(play, scratched):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        await last(station.ask("Where?", session))
+        return [step async for step in station.ask("", session)]
+
+    assert play(act) == [(gr.skip(),) * 3]
+
+
 def test_a_cleared_talk_begins_anew_about_the_same_picture(play, scratched):
     async def act(station):
         session = (await inspected(station, scratched))[3]

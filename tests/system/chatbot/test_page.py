@@ -91,6 +91,25 @@ def test_a_shift_at_the_page(chatbot, plant, visit, bad, tmp_path, size):
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
 
 
+def test_a_question_that_comes_while_an_answer_is_written_is_asked_after_it(
+    chatbot, plant, visit, bad
+):
+    page = visit(chatbot.url)
+    inspect(page, bad)
+    plant.speak.clear()
+    first = ask(page, "Is it scratched?")
+    expect(first).to_have_text("Is")
+    page.locator("#question textarea").fill("Where?")
+    page.locator("button#ask").dblclick()
+    plant.speak.set()
+    answers = page.locator("#talk .bot.message")
+    expect(answers).to_have_count(2)
+    expect(answers.first).to_have_text("Is it scratched? 1 pictures, 1 messages.")
+    expect(answers.last).to_have_text("Where? 1 pictures, 3 messages.")
+    expect(page.locator("#question textarea")).to_have_value("")
+    expect(page.locator("#chat-said")).to_be_empty()
+
+
 def test_sixteen_users_at_once_see_their_own_pictures_alone(chatbot, plant, visit, tmp_path):
     plant.together = threading.Barrier(USERS)
     pages, levels = [], [6 * user for user in range(USERS)]
