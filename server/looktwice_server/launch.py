@@ -161,6 +161,8 @@ def vllm_arguments(model: str, flags: list[str]) -> Namespace:
     from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    from looktwice_adapters.precision import has_bfloat16
+
     parser = make_arg_parser(FlexibleArgumentParser(prog="looktwice serve"))
     args = parser.parse_args([model, *flags])
     if current_platform.is_cpu():
@@ -169,6 +171,8 @@ def vllm_arguments(model: str, flags: list[str]) -> Namespace:
             args.enforce_eager = True  # compiling there needs a C++ compiler, and minutes
         if not any(flag.startswith(SIZING) for flag in named):
             args.kv_cache_memory_bytes = CPU_CACHE_BYTES  # vLLM's default is 92 % of the machine
+        if args.dtype == "auto" and not has_bfloat16("cpu"):
+            args.dtype = "float32"
     ServeSubcommand().validate(args)
     refused = {
         "--trust-request-mm-kwargs": args.trust_request_mm_kwargs,

@@ -33,6 +33,19 @@ def test_compilation_can_be_asked_for():
 
 
 @pytest.mark.parametrize(
+    ("has", "flags", "dtype"),
+    [
+        (False, [], "float32"),
+        (True, [], "auto"),
+        (False, ["--dtype", "bfloat16"], "bfloat16"),
+    ],
+)
+def test_a_cpu_without_bfloat16_serves_in_float32_unless_told(monkeypatch, has, flags, dtype):
+    monkeypatch.setattr("looktwice_adapters.precision.has_bfloat16", lambda device: has)
+    assert vllm_arguments(NANO, flags).dtype == dtype
+
+
+@pytest.mark.parametrize(
     "flags",
     [
         ["--pipeline-parallel-size", "2"],

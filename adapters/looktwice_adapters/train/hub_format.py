@@ -87,6 +87,14 @@ def hub_state_dict(
     return named
 
 
+def read_checkpoint(
+    folder: Path,
+) -> tuple[LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast]:
+    """A small checkpoint's LLaVA-OneVision part in float32, and its tokenizer."""
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model, PreTrainedTokenizerFast.from_pretrained(folder)
+
+
 def expert_section(expert: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """`anomaly_expert` of config.json: the expert's own section and what the server adds to it."""
     section: dict[str, Any] = json.loads(expert.with_suffix(".json").read_text())

@@ -10,19 +10,26 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from looktwice_adapters.checkpoint import check_state
 from looktwice_adapters.expert import ExpertConfig
-from looktwice_adapters.train.hub_format import nano_config, write_checkpoint, write_json
-from looktwice_adapters.train.nano_assistant import Assistant
+from looktwice_adapters.train.hub_format import (
+    nano_config,
+    read_checkpoint,
+    write_checkpoint,
+    write_json,
+)
+from looktwice_adapters.train.nano_assistant import SELECTOR, Assistant
 from looktwice_adapters.train.tokenizer import kept_tokenizer
 
-SELECTOR = "llm_q_former."
 
-
-def trained_model(tower: Path, assistant: Path) -> LlavaOnevisionForConditionalGeneration:
-    """The LLaVA-OneVision part from the folders that the two trainings filled."""
-    model = LlavaOnevisionForConditionalGeneration(
-        nano_config(kept_tokenizer(assistant / "tokenizer"))
-    )
-    model.model.vision_tower.load_state_dict(load_file(tower / "tower.safetensors"))
+def trained_model(
+    tower: Path | None, assistant: Path, out: Path
+) -> LlavaOnevisionForConditionalGeneration:
+    """The LLaVA-OneVision part from what the two trainings wrote; without `tower` with `out`'s."""
+    if tower is None:
+        model, _ = read_checkpoint(out)
+    else:
+        tokenizer = kept_tokenizer(assistant / "tokenizer")
+        model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
+        model.model.vision_tower.load_state_dict(load_file(tower / "tower.safetensors"))
     Assistant(model).load_state_dict(load_file(assistant / "assistant.safetensors"))
     return model.eval()
 
@@ -49,8 +56,7 @@ def write_expert(expert: Path, assistant: Path, out: Path) -> None:
 @click.option(
     "--tower",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="Folder that `looktwice train tower` filled.",
+    help="Folder that `looktwice train tower` filled.  [default: keep the tower of OUT]",
 )
 @click.option(
     "--assistant",
@@ -71,10 +77,12 @@ def write_expert(expert: Path, assistant: Path, out: Path) -> None:
     show_default=True,
     help="Folder for the checkpoint; `looktwice serve` takes it.",
 )
-def nano(tower: Path, assistant: Path, expert: Path, out: Path) -> None:
+def nano(tower: Path | None, assistant: Path, expert: Path, out: Path) -> None:
     """Put the trained parts together as a checkpoint that every LLaVA-OneVision server loads."""
     with torch.no_grad():
-        model = trained_model(tower, assistant)
+        if tower is None and not (out / "config.json").exists():
+            raise click.UsageError(f"{out} holds no checkpoint whose tower to keep: --tower FOLDER")
+        model = trained_model(tower, assistant, out)
         out.mkdir(parents=True, exist_ok=True)
         write_expert(expert, assistant, out)
         tokenizer = kept_tokenizer(assistant / "tokenizer")

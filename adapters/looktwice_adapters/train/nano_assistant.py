@@ -19,8 +19,10 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessor
 
 from looktwice_adapters.answers import Facts
+from looktwice_adapters.checkpoint import read_expert
 from looktwice_adapters.dialogue import Turn, make_dialogue, make_series
 from looktwice_adapters.expert import weighted_mean
+from looktwice_adapters.precision import mixed_precision
 from looktwice_adapters.qformer import QFormer
 from looktwice_adapters.selector import select_tokens
 from looktwice_adapters.train.agreement import measure
@@ -28,6 +30,7 @@ from looktwice_adapters.train.hub_format import (
     PINPOINTS,
     image_processor_config,
     nano_config,
+    read_checkpoint,
     write_json,
 )
 from looktwice_adapters.train.looks import Layout, Look, crop_maps, layout, take_looks
@@ -39,12 +42,14 @@ from looktwice_adapters.train.sequences import (
     SequenceWriter,
     padded,
 )
-from looktwice_adapters.train.tokenizer import kept_tokenizer
+from looktwice_adapters.train.tokenizer import kept_tokenizer, save_tokenizer
 from looktwice_adapters.train.tower import read_pictures
 
 KEY_SIZE = 512  # of the selector's attention, as published
 SERIES = 0.7  # share of long series of short pictures in the first stage
 FIRST_WORD = 4.0  # weight of a reply's first token, in which the question is understood
+FURTHER = 1 / 3  # of the learning rate, for what has learnt already
+SELECTOR = "llm_q_former."
 POOL = 8  # batches that are drawn together and sorted by length, to waste less on padding
 
 
@@ -94,8 +99,8 @@ class Assistant(nn.Module):
         return rows[picture.order]
 
     def forward(self, sequences: list[Sequence]) -> Tensor:
-        """The loss in bfloat16 where that is precise enough."""
-        with torch.autocast(self.image_newline.device.type, torch.bfloat16):
+        """The loss, in mixed precision."""
+        with mixed_precision(self.image_newline.device.type):
             return self.loss(sequences)
 
     def loss(self, sequences: list[Sequence]) -> Tensor:
@@ -255,8 +260,7 @@ def train_assistant(
 @click.option(
     "--tower",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="Folder that `looktwice train tower` filled.",
+    help="Folder that `looktwice train tower` filled; --start-from brings its own.",
 )
 @click.option(
     "--pictures",
@@ -270,14 +274,21 @@ def train_assistant(
     required=True,
     help="Folder for tokenizer, both stages' runs and the finished assistant.",
 )
+@click.option(
+    "--start-from",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="CHECKPOINT",
+    help="Teach this checkpoint's language model more (models/nano), at a third of the rate.",
+)
 @click.option("--text-steps", default=4000, show_default=True, help="Steps on text alone.")
 @click.option("--picture-steps", default=1000, show_default=True, help="Steps on real pictures.")
 @click.option("--looks", default=600, show_default=True, help="Pictures of the second stage.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoints in --out.")
 def nano_assistant(
-    tower: Path,
+    tower: Path | None,
     pictures: Path,
     out: Path,
+    start_from: Path | None,
     text_steps: int,
     picture_steps: int,
     looks: int,
@@ -288,20 +299,34 @@ def nano_assistant(
     For a checkpoint that can talk already: `looktwice train assistant`.
     """
     refuse_overwriting(out / "text", resume)
-    tokenizer = kept_tokenizer(out / "tokenizer")
-    torch.manual_seed(0)
-    model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
-    student, writer = Assistant(model), SequenceWriter(tokenizer)
+    if start_from is not None:
+        model, tokenizer = read_checkpoint(start_from)
+        save_tokenizer(tokenizer, out / "tokenizer")
+        student, rate = Assistant(model), FURTHER
+        selector = read_expert(start_from / "expert.safetensors")
+        student.load_state_dict(
+            {name: value for name, value in selector.items() if name.startswith(SELECTOR)},
+            strict=False,
+        )
+    elif tower is not None:
+        tokenizer = kept_tokenizer(out / "tokenizer")
+        torch.manual_seed(0)
+        model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
+        model.model.vision_tower.load_state_dict(load_file(tower / "tower.safetensors"))
+        student, rate = Assistant(model), 1.0
+    else:
+        raise click.UsageError("from nothing it needs --tower FOLDER; else --start-from CHECKPOINT")
+    writer = SequenceWriter(tokenizer)
     student.llm_q_former.requires_grad_(False)  # text has nothing to select from
     text = text_sequences(writer, len(student.image_newline))
     batches = Batches(text, AssistantTraining())
-    train_assistant(student, batches, Schedule(text_steps, 2e-3), out / "text", resume)
+    train_assistant(student, batches, Schedule(text_steps, rate * 2e-3), out / "text", resume)
 
     student.llm_q_former.requires_grad_(True)
-    seen = kept_looks(model, tower, pictures, looks, out / "looks.pt")
+    seen = kept_looks(model, pictures, looks, out / "looks.pt")
     make = picture_sequences(writer, seen, json.dumps(PINPOINTS))
     batches = Batches(make, AssistantTraining(batch=6))  # long sequences
-    schedule = Schedule(picture_steps, 7e-4, warmup=30)
+    schedule = Schedule(picture_steps, rate * 7e-4, warmup=30)
     train_assistant(student, batches, schedule, out / "pictures", resume)
     weights = {name: value.contiguous() for name, value in student.state_dict().items()}
     save_file(weights, out / "assistant.safetensors")
@@ -332,14 +357,12 @@ def replier(
 
 def kept_looks(
     model: LlavaOnevisionForConditionalGeneration,
-    tower: Path,
     pictures: Path,
     count: int,
     path: Path,
 ) -> list[Look]:
     """The looks of a file; taken from the pictures and saved there if they are not yet."""
     if not path.exists():
-        model.model.vision_tower.load_state_dict(load_file(tower / "tower.safetensors"))
         processor = LlavaOnevisionImageProcessor(**image_processor_config())
         library = read_pictures(pictures, limit=count, side=448, smallest=128)
         looks = take_looks(library, count, model, processor)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from looktwice_adapters.precision import mixed_precision
 from looktwice_adapters.towers import TimmTower, TowerConfig, lite0_weights, load_lite0
 from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
 
@@ -119,7 +120,7 @@ class Student(nn.Module):
 
     def forward(self, pixels: Tensor, levels: list[Tensor]) -> Tensor:
         """Mean squared error of the standardised teacher's tokens, averaged over levels."""
-        with torch.autocast(pixels.device.type, torch.bfloat16):
+        with mixed_precision(pixels.device.type):
             states = self.tower(pixels, output_hidden_states=True).hidden_states
             losses = []
             for index, (tap, level) in enumerate(
@@ -157,7 +158,7 @@ def train_tower(
 
     def inputs_at(step: int) -> tuple[Tensor, list[Tensor]]:
         pixels = batch(step, training.batch).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device.type):
             return pixels, teacher(pixels.to(memory_format=torch.channels_last))[0]
 
     run.train(inputs_at, "tower")
