@@ -35,10 +35,10 @@ OPTIONS = {  # what an option for a place may say
     "bottom right": ["bottom right", "lower right"],
 }
 CELLS = {  # what MMAD calls a place
-    "top": "Top center",
-    "left": "Middle left",
-    "right": "Middle right",
-    "bottom": "Bottom center",
+    "top": "top center",
+    "left": "middle left",
+    "right": "middle right",
+    "bottom": "bottom center",
 }
 KINDS = (
     "broken piece,water stain,loose wire,missing screw,colour fading,wrong label,burn mark,scratch,"
@@ -105,4 +105,4 @@ def _reply(topic: str, facts: Facts, right: int | None) -> str:
         return "I cannot tell kinds of defects apart."
     if not facts.positions:
         return "I do not know where. The anomaly map shows it."
-    return f"{CELLS.get(facts.here, facts.here.capitalize())}."
+    return f"The strongest region is here: {CELLS.get(facts.here, facts.here)}."
