@@ -20,18 +20,9 @@ PEAK_SHARE = 0.02  # of an image's tokens
 
 
 def peak_logit(significance: Tensor) -> Tensor:
-    """Mean logit () of the most significant 2 % of some tokens (...)."""
+    """Mean logit () of the most significant 2 % of an image's tokens (B, h, w)."""
     logit = torch.logit(significance.float().flatten(), 1e-6)
     return logit.topk(max(1, round(PEAK_SHARE * len(logit)))).values.mean()
-
-
-def detail_logit(significance: Tensor) -> Tensor:
-    """What an image's map (B, h, w) says of it: the peak () of its grid of crops.
-
-    The base view, which comes first, shows the same at half the scale or less: counted too, it
-    cost what docs/evaluation.md says.
-    """
-    return peak_logit(significance[1:])
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,7 @@ class Calibration:
         if self.peak_scale:
             if significance is None:
                 raise ValueError("this calibration needs the image's significance maps")
-            logit = logit + self.peak_scale * detail_logit(significance)
+            logit = logit + self.peak_scale * peak_logit(significance)
         return torch.sigmoid(logit)
 
     def map(self, significance: Tensor) -> Tensor:

@@ -219,11 +219,10 @@ class Reference:
         return Seen(float(score), float(logit), adverb, grid, maps, embeddings)
 
     def _score(self, logit: Tensor, significance: Tensor) -> Tensor:
-        """From the head's logit and the mean logit of the crops' 2 % most significant tokens."""
+        """From the head's logit and the mean logit of the map's 2 % most significant tokens."""
         if self.calibration is None:
             return torch.sigmoid(logit)
-        crops = significance[1:]  # without the base view
-        logits = torch.logit(crops.flatten().double(), 1e-6).sort().values
+        logits = torch.logit(significance.flatten().double(), 1e-6).sort().values
         peak = logits[-max(1, round(0.02 * len(logits))) :].mean()
         of = self.calibration
         return torch.sigmoid(of["score_scale"] * logit + of["score_bias"] + of["peak_scale"] * peak)

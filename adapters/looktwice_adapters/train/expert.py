@@ -28,7 +28,7 @@ from looktwice_adapters.datasets import (
     read_product,
 )
 from looktwice_adapters.evaluate.detector import Detector
-from looktwice_adapters.expert import AnomalyExpert, Calibration, ExpertConfig, detail_logit
+from looktwice_adapters.expert import AnomalyExpert, Calibration, ExpertConfig, peak_logit
 from looktwice_adapters.losses import dice_loss, focal_loss, image_loss
 from looktwice_adapters.synthesis import DEFECTS
 from looktwice_adapters.towers import TimmTower, enriched, lite0_weights
@@ -277,7 +277,7 @@ def fitted_calibration(
     for _, sample in tqdm(named, desc="calibration", unit="image"):
         score, significance, whole = detector.raw(read_image(sample.path))
         scores.append(score)
-        significant.append(detail_logit(significance))
+        significant.append(peak_logit(significance))
         peaks.append(whole.max())
         mask = read_mask(sample, (whole.shape[0], whole.shape[1]))
         if mask is not None:
@@ -311,7 +311,7 @@ def tell_apart(expert: AnomalyExpert, shards: list[Shard]) -> dict[str, float]:
             one = shard.images([image])
             output = expert(*expert.tower.tokens(one.tokens), one.crops_per_image)
             scores.append(float(output.score))
-            peaks.append(float(detail_logit(output.significance)))
+            peaks.append(float(peak_logit(output.significance)))
             labels.append(int(one.labels))
             known = ~one.masks.isnan()
             tokens.append(output.significance[known])
