@@ -1,6 +1,8 @@
 """The shipped small checkpoint: stock software loads it, its parts fit, its answers agree."""
 
+import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,13 @@ def loaded():
 
 def test_the_folder_is_small_enough_to_ship():
     assert sum(path.stat().st_size for path in NANO.iterdir()) <= 64 * 2**20
+
+
+def test_the_model_card_names_what_is_shipped():
+    named = re.findall(r"([0-9a-f]{64})  (\S+)", (NANO / "README.md").read_text())
+    assert len(named) == 2
+    for digest, name in named:
+        assert hashlib.sha256((NANO / name).read_bytes()).hexdigest() == digest, name
 
 
 def test_transformers_loads_every_tensor_and_misses_none(loaded):

@@ -46,11 +46,9 @@ def test_one_step_more_moves_the_language_model_a_little_and_nothing_else(tmp_pa
     assert not any(name.startswith("vision_tower.") for name in moved)
     for name in moved:
         torch.testing.assert_close(before[name], after[name], atol=5e-3, rtol=0.02, msg=name)
-    before, after = (load_file(folder / "expert.safetensors") for folder in (NANO, out))
-    same = {name for name in before if before[name].equal(after[name])}
-    assert {name for name in before if not name.startswith(training.SELECTOR)} <= same
-    for name in ("tokenizer.json", "chat_template.jinja"):
-        assert (out / name).read_text() == (NANO / name).read_text()
+    for path in NANO.iterdir():
+        if path.name != "model.safetensors":
+            assert (out / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_without_a_tower_there_must_be_a_checkpoint(tmp_path):

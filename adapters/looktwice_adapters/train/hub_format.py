@@ -91,8 +91,8 @@ def read_checkpoint(
     folder: Path,
 ) -> tuple[LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast]:
     """A small checkpoint's LLaVA-OneVision part in float32, and its tokenizer."""
-    model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model, PreTrainedTokenizerFast.from_pretrained(folder)
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder)
+    return model.float(), PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def expert_section(expert: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -25,11 +25,12 @@ def trained_model(
 ) -> LlavaOnevisionForConditionalGeneration:
     """The LLaVA-OneVision part from what the two trainings wrote; without `tower` with `out`'s."""
     if tower is None:
-        model, _ = read_checkpoint(out)
+        looking = read_checkpoint(out)[0].model.vision_tower.state_dict()
     else:
-        tokenizer = kept_tokenizer(assistant / "tokenizer")
-        model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
-        model.model.vision_tower.load_state_dict(load_file(tower / "tower.safetensors"))
+        looking = load_file(tower / "tower.safetensors")
+    tokenizer = kept_tokenizer(assistant / "tokenizer")
+    model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
+    model.model.vision_tower.load_state_dict(looking)
     Assistant(model).load_state_dict(load_file(assistant / "assistant.safetensors"))
     return model.eval()
 

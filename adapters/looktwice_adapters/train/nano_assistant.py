@@ -322,7 +322,8 @@ def nano_assistant(
     batches = Batches(text, AssistantTraining())
     train_assistant(student, batches, Schedule(text_steps, rate * 2e-3), out / "text", resume)
 
-    student.llm_q_former.requires_grad_(True)
+    # It lies in the expert's file, by whose hash stored references are known: no new one for it.
+    student.llm_q_former.requires_grad_(start_from is None)
     seen = kept_looks(model, pictures, looks, out / "looks.pt")
     make = picture_sequences(writer, seen, json.dumps(PINPOINTS))
     batches = Batches(make, AssistantTraining(batch=6))  # long sequences
