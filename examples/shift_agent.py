@@ -65,11 +65,19 @@ def write_note(
         remarks = messages[-1].text
     except GraphRecursionError:
         remarks = "The model did not come to an end; it wrote no remarks."
-    return note(media, messages, remarks)
+    return note(media, messages, remarks, reference)
 
 
-def note(media: dict[str, Path], messages: Sequence[AnyMessage], remarks: str) -> str:
-    """The note: a table from the tool's artifacts, and the model's remarks as a quotation."""
+def note(
+    media: dict[str, Path],
+    messages: Sequence[AnyMessage],
+    remarks: str,
+    reference: str | None = None,
+) -> str:
+    """The note: a table from the tool's artifacts and errors, the model's remarks as a quotation.
+
+    What was to be compared with a reference and was not, is said.
+    """
     rows = []
     calls = {
         call["id"]: str(call["args"].get("image"))
@@ -81,7 +89,9 @@ def note(media: dict[str, Path], messages: Sequence[AnyMessage], remarks: str) -
         of_this = [m for m in of_this if calls.get(m.tool_call_id) == name]
         results = [m.artifact for m in of_this if isinstance(m.artifact, Inspection)]
         failures = [m.text for m in of_this if m.status == "error"]
-        facts = [result.facts() for result in results] or failures or ["NOT INSPECTED"]
+        facts = [result.facts() for result in results] + failures or ["NOT INSPECTED"]
+        if reference and not any(result.reference for result in results):
+            facts.append(f"NOT COMPARED WITH {reference}")
         rows += [f"| {_cell(path.name)} | {_cell(line)} |" for line in dict.fromkeys(facts)]
     quoted = "\n".join(
         f"> {line}" for line in printable(remarks[:MOST_REMARKS], keep="\n").splitlines()

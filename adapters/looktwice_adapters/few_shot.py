@@ -7,6 +7,7 @@ PatchCore's (section 3.1). What was chosen, and on which data, stands in docs/re
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -190,6 +191,10 @@ def build(
     """
     if not images:
         raise ValueError("a reference needs at least one normal image")
+    twins = _twins(images)
+    numbers = [number for number in range(len(images)) if number not in twins]
+    images = [images[number] for number in numbers]
+    copies = [copies[number] for number in numbers] if copies else ()
     parts = [image.tokens for image in images]
     if copies:
         parts = [
@@ -206,20 +211,36 @@ def build(
         [image_evidence(evidence(bank, p)) for p in group] for group in (calibration, defects)
     ]
     threshold = Threshold.fit(own, rate, calibration=others[0], defects=others[1], prior=NORMAL)
-    return Built(Reference(bank, threshold, grid), _warnings(own, others[1], threshold))
-
-
-def _warnings(own: list[float], defects: list[float], threshold: Threshold) -> list[str]:
-    """What is odd about the pictures that made a threshold."""
     said = [
-        f"image {index} looks unlike the others: is it broken, or of another product?"
+        f"image {number} is the same picture as image {first} and was left out"
+        for number, first in twins.items()
+    ]
+    said += [
+        f"image {numbers[index]} looks unlike the others: is it broken, or of another product?"
         for index in outliers(own, NORMAL.deviation)
     ]
+    return Built(Reference(bank, threshold, grid), said + _warnings(others[1], threshold))
+
+
+def _twins(images: Sequence[Looked]) -> dict[int, int]:
+    """Images that are another one again, each with the first of its kind.
+
+    As if the twin had not been given, each is its own likeness: the threshold would be too low.
+    """
+    first: dict[bytes, int] = {}
+    keys = [image.suspicion.cpu().numpy().tobytes() for image in images]
+    found = {index: first.setdefault(key, index) for index, key in enumerate(keys)}
+    return {index: number for index, number in found.items() if index != number}
+
+
+def _warnings(defects: list[float], threshold: Threshold) -> list[str]:
+    """What a threshold cannot do."""
+    said = []
     if threshold.promised_rate > threshold.rate:
+        needed = math.ceil(1 / threshold.rate - 1e-9) - 1
         said.append(
             f"{len(threshold.scores)} good pictures promise a false-alarm rate of "
-            f"{threshold.promised_rate:.0%} at best; {threshold.rate:.0%} needs "
-            f"{round(1 / threshold.rate) - 1}"
+            f"{threshold.promised_rate:.0%} at best; {100 * threshold.rate:g}% needs {needed}"
         )
     if missed := sum(value <= threshold.value for value in defects):
         said.append(f"{missed} of {len(defects)} known defects are below the threshold")

@@ -175,14 +175,13 @@ def with_overlays(targets: list[Target], map_to: Path | None) -> list[Target]:
 
 def _files_in(folder: Path, targets: list[Target]) -> list[Path]:
     """A file name each: the picture's own, numbered where two pictures share it."""
-    seen: Counter[str] = Counter()
-    files = []
+    files: dict[Path, None] = {}  # in order
     for target in targets:
         stem = Path(target.path.rstrip("/").partition("?")[0]).stem or "picture"
-        seen[stem] += 1
-        number = f"-{seen[stem]}" if seen[stem] > 1 else ""
-        files.append(folder / f"{stem}{number}.png")
-    return files
+        names = (stem, *(f"{stem}-{number}" for number in range(2, len(targets) + 1)))
+        free = (folder / f"{name}.png" for name in names)
+        files[next(file for file in free if file not in files)] = None
+    return list(files)
 
 
 def results(

@@ -91,11 +91,12 @@ class _History:
         inspection: dict[str, Any] = {"map": self.options.map, "grounding": self.options.grounding}
         if self.options.reference is not None:
             inspection |= {"reference": self.options.reference}
+        completion = self.options.completion
         return {
-            **self.options.completion,
+            **completion,
             "model": model,
             "messages": [*self.messages, message],
-            "extra_body": {"inspection": inspection},
+            "extra_body": completion.get("extra_body", {}) | {"inspection": inspection},
         }
 
     def _remember(self, request: dict[str, Any], answer: Answer) -> Answer:

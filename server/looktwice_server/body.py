@@ -88,7 +88,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
         RequestError: it is not JSON, or not an object, or holds what JSON cannot mean.
     """
     try:
-        data = json.loads(body, parse_constant=_refuse_constant, parse_float=_finite)
+        data = json.loads(body.decode(), parse_constant=_refuse_constant, parse_float=_finite)
         if SURROGATE_ESCAPE.search(body):
             json.dumps(data, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:

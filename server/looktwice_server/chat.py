@@ -4,7 +4,6 @@ vLLM's own handler renders the prompt; here every image of it is inspected, and 
 is put into the prompt behind the image.
 """
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from vllm.exceptions import RetryableRequestError
 from looktwice_adapters.facts import facts_sentence
 from looktwice_server.body import shown
 from looktwice_server.errors import RequestError
-from looktwice_server.inspections import Crops, Finding, Inspections
+from looktwice_server.inspections import Crops, Finding, Inspections, together
 from looktwice_server.messages import checked_messages, count_images
 from looktwice_server.processor import compare
 from looktwice_server.references import References
@@ -184,9 +183,7 @@ class InspectingChat(OpenAIServingChat):
                 hashes["image"][index] = images[index].mm_hash
                 compare(items["image"][index], images[index].mm_hash)
         chosen = [index for index in images if index not in options.reference_images]
-        findings = await asyncio.gather(
-            *(self.inspections.inspect(images[index]) for index in chosen)
-        )
+        findings = await together(self.inspections.inspect(images[index]) for index in chosen)
         return Inspected(dict(zip(chosen, findings, strict=True)), reference)
 
     async def _reference(

@@ -9,10 +9,10 @@ import base64
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from looktwice_server.settings import Settings
 
 THRESHOLD = 0.5  # of a calibrated score
 
+T = TypeVar("T")
 Rpc = Callable[[str, tuple[Any, ...]], Awaitable[list[Any]]]
 
 
@@ -96,6 +97,26 @@ def _png(values: NDArray[np.uint8]) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+async def together(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results, in order; the first error, or a client that goes away, ends the others."""
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+@dataclass
+class Waiting:
+    """A picture that is to be inspected, and for how many who ask."""
+
+    crops: Crops
+    future: asyncio.Future[Finding]
+    asking: int = 0
+    taken: bool = False  # the worker has it
+
+
 class Inspections:
     """Asks the worker for what is not known yet, a few pictures at a time, one call in flight."""
 
@@ -108,7 +129,7 @@ class Inspections:
         self._calibration = calibration
         self._settings = settings
         self._known: OrderedDict[str, Finding] = OrderedDict()
-        self._waiting: dict[str, tuple[Crops, asyncio.Future[Finding]]] = {}
+        self._waiting: dict[str, Waiting] = {}
         self._task: asyncio.Task[None] | None = None
 
     def known(self, mm_hash: str) -> Finding | None:
@@ -127,15 +148,21 @@ class Inspections:
             return finding
         if crops.mm_hash not in self._waiting:
             future = asyncio.get_running_loop().create_future()
-            self._waiting[crops.mm_hash] = (self.own_crops(crops), future)
+            self._waiting[crops.mm_hash] = Waiting(self.own_crops(crops), future)
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._work())
+        waiting = self._waiting[crops.mm_hash]
+        waiting.asking += 1
         # Shielded: whoever else waits for this picture keeps waiting when one client goes away.
         try:
-            return await asyncio.shield(self._waiting[crops.mm_hash][1])
+            return await asyncio.shield(waiting.future)
         except (ExpertUnavailable, ReferenceOutdated) as error:
             # Each caller adds to its own.
             raise type(error)(str(error), param=error.param) from error
+        finally:
+            waiting.asking -= 1
+            if not waiting.asking and not waiting.taken:  # all who asked have gone away
+                self._waiting.pop(crops.mm_hash, None)
 
     def own_crops(self, crops: Crops) -> Crops:
         """The crops without the empty ones that pad a smaller grid to that of its neighbours."""
@@ -152,55 +179,56 @@ class Inspections:
             try:
                 await self._inspect_batch(batch)
             except Exception as error:
-                for crops, future in batch:
-                    self._fail(crops.mm_hash, future, error)
+                for one in batch:
+                    self._fail(one, error)
 
-    def _fail(self, mm_hash: str, future: asyncio.Future[Finding], error: Exception) -> None:
+    def _fail(self, waiting: Waiting, error: Exception) -> None:
         """Tell who waits for a picture why it could not be inspected."""
-        self._waiting.pop(mm_hash, None)
-        if not future.done():
-            future.set_exception(error)
-            future.exception()  # seen: the client may have gone away
+        self._waiting.pop(waiting.crops.mm_hash, None)
+        if not waiting.future.done():
+            waiting.future.set_exception(error)
+            waiting.future.exception()  # seen: the client may have gone away
 
-    def _next_batch(self) -> list[tuple[Crops, asyncio.Future[Finding]]]:
+    def _next_batch(self) -> list[Waiting]:
         """Those who wait longest, up to the number of crops of one call, at least one picture."""
-        batch: list[tuple[Crops, asyncio.Future[Finding]]] = []
+        batch: list[Waiting] = []
         total = 0
-        for crops, future in self._waiting.values():
-            total += len(crops.pixels)
+        for one in self._waiting.values():
+            total += len(one.crops.pixels)
             if batch and total > self._settings.crops_per_call:
                 break
-            batch.append((crops, future))
+            one.taken = True
+            batch.append(one)
         return batch
 
-    async def _inspect_batch(self, batch: list[tuple[Crops, asyncio.Future[Finding]]]) -> None:
+    async def _inspect_batch(self, batch: list[Waiting]) -> None:
         """One call to the worker, then one finding for each picture."""
         start = time.perf_counter()
-        answers = await self._ask([payload(crops) for crops, _ in batch])
+        answers = await self.ask("looktwice_inspect", [payload(one.crops) for one in batch])
         metrics.EXPERT_SECONDS.observe(time.perf_counter() - start)
         records = answers[0]  # of the first tensor-parallel rank; all ranks say the same
         if isinstance(records, str):
             raise ExpertUnavailable(records)
-        for (crops, future), record in zip(batch, records, strict=True):
+        for one, record in zip(batch, records, strict=True):
             if "broken_reference" in record:
-                self._fail(crops.mm_hash, future, _outdated())
+                self._fail(one, _outdated())
                 continue
-            finding = await asyncio.to_thread(self._find, crops, record)
-            self._known[crops.mm_hash] = finding
-            self._waiting.pop(crops.mm_hash)
-            if not future.done():
-                future.set_result(finding)
+            finding = await asyncio.to_thread(self._find, one.crops, record)
+            self._known[one.crops.mm_hash] = finding
+            self._waiting.pop(one.crops.mm_hash)
+            if not one.future.done():
+                one.future.set_result(finding)
         while len(self._known) > self._settings.findings_cached:
             self._known.popitem(last=False)
 
-    async def _ask(self, payloads: list[dict[str, Any]]) -> list[Any]:
-        """What the workers answer.
+    async def ask(self, method: str, *arguments: Any) -> list[Any]:
+        """What the workers answer, each its part.
 
         Raises:
             ExpertUnavailable: they did not, this time; a dead engine is vLLM's own to report.
         """
         try:
-            return await self._rpc("looktwice_inspect", (payloads,))
+            return await self._rpc(method, arguments)
         except VLLMError:
             raise
         except Exception as error:

@@ -104,7 +104,8 @@ def watch(flags: list[str]) -> int:
         ClickException: it ended by itself, or a limit cannot be read.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--shutdown-timeout", type=int, default=0)  # vLLM's, for open requests
+    names = ("--shutdown-timeout", "--shutdown_timeout")  # vLLM's, for open requests
+    parser.add_argument(*names, type=int, default=0)
     drain = parser.parse_known_args(flags)[0].shutdown_timeout
     try:
         code = supervise(drain + Settings.from_environment().stop_seconds)

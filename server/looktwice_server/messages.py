@@ -26,9 +26,13 @@ def checked_messages(messages: Any, max_images: int) -> list[dict[str, Any]]:
     """
     if not isinstance(messages, list) or not messages:
         raise _error(f"messages must be a list of at least one message, got {shown(messages)}")
-    checked = [
-        _checked_message(message, f"messages[{index}]") for index, message in enumerate(messages)
-    ]
+    try:
+        checked = [
+            _checked_message(message, f"messages[{index}]")
+            for index, message in enumerate(messages)
+        ]
+    except RecursionError as error:
+        raise _error("messages are nested too deeply") from error
     if (images := count_images(checked)) > max_images:
         raise _error(f"at most {max_images} images a request, got {images}; send fewer")
     return checked

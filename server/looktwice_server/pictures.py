@@ -7,8 +7,8 @@ import asyncio
 import base64
 import ipaddress
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
@@ -17,6 +17,7 @@ from aiohttp.resolver import DefaultResolver
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+from yarl import URL
 
 from looktwice_server.errors import PictureError
 from looktwice_server.plugin import MEDIA_CONNECTOR
@@ -30,6 +31,8 @@ DEPTHS = (8, 10, 12, 14, 16)
 # IPv6 addresses that lead to an IPv4 address inside (RFC 6052).
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 SHOWN = 100  # characters of a URL that an error repeats
+# A picture of the largest size takes half a GB while it is decoded: never many at once.
+DECODERS = ThreadPoolExecutor(2, "decode")
 
 
 def decode(data: bytes, settings: Settings) -> Image.Image:
@@ -89,8 +92,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "P" or picture.has_transparency_data:
         # Parts cut out of their background stand on white, as on an inspection table.
         picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+        white = Image.new("RGB", picture.size, "white")
+        white.paste(picture, mask=picture)
+        return white
     return picture.convert("RGB")
 
 
@@ -193,17 +197,18 @@ async def fetch(url: str, allowed: frozenset[str], settings: Settings) -> bytes:
         PictureError: the URL may not be asked, or did not answer with a picture in time.
     """
     shown = url[:SHOWN]
-    host = _host(url)
+    address = _parsed(url)
+    host = address.raw_host or ""
     if allowed and host not in allowed:
         raise PictureError(f"pictures are fetched from {', '.join(sorted(allowed))} only")
-    if host not in allowed and _is_address(host):
-        refuse_private(host, host)  # a literal address is never resolved
+    if host not in allowed and _is_address(address.host or ""):
+        refuse_private(address.host or "", host)  # a literal address is never resolved
     timeout = aiohttp.ClientTimeout(total=settings.fetch_timeout)
     connector = aiohttp.TCPConnector(resolver=PublicResolver(allowed))
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-            session.get(url, allow_redirects=False) as answer,
+            session.get(address, allow_redirects=False) as answer,
         ):
             if 300 <= answer.status < 400:
                 raise PictureError(
@@ -242,19 +247,19 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _host(url: str) -> str:
-    """The host that a URL names.
+def _parsed(url: str) -> URL:
+    """The URL as the client that fetches it reads it: full-width digits are digits to it.
 
     Raises:
-        PictureError: it names none.
+        PictureError: it names no host.
     """
     try:
-        host = urlsplit(url).hostname
+        parsed = URL(url)
     except ValueError:
-        host = None
-    if not host:
+        parsed = URL()
+    if not parsed.raw_host:
         raise PictureError(f"{url[:SHOWN]} is not a valid URL")
-    return host
+    return parsed
 
 
 def _is_address(host: str) -> bool:
@@ -278,17 +283,17 @@ class PictureConnector(MediaConnector):
         Raises:
             PictureError: it cannot be had.
         """
-        settings = Settings.from_environment()
+        settings, loop = Settings.from_environment(), asyncio.get_running_loop()
         scheme = image_url.partition(":")[0].lower()
         if scheme == "data":
-            return await asyncio.to_thread(decode_data_uri, image_url, settings)
+            return await loop.run_in_executor(DECODERS, decode_data_uri, image_url, settings)
         if scheme not in ("http", "https"):
             raise PictureError(
                 f"a picture comes as a data URI or an http(s) URL, not as {image_url[:40]!r}"
             )
         allowed = frozenset(map(str.lower, self.allowed_media_domains))
         data = await fetch(image_url, allowed, settings)
-        return await asyncio.to_thread(decode, data, settings)
+        return await loop.run_in_executor(DECODERS, decode, data, settings)
 
     def fetch_image(self, image_url: str, *, image_mode: str | None = "RGB") -> Image.Image:
         """The same from code that does not run in an event loop."""

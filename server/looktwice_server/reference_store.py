@@ -159,10 +159,25 @@ class ReferenceStore:
 
     def clean(self) -> None:
         """Delete what a killed process left and versions that have had no name for an hour."""
-        named = {str(card.get("version")) for card in self.cards()}
+        named = set()
+        for path in self._names.glob("*.json"):
+            try:
+                named.add(_version_in(path.read_bytes()))
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return  # a card that cannot be read now may name any of them
         for path in self._old_files():
             if path.suffix == TEMPORARY or path.stem not in named:
                 path.unlink(missing_ok=True)
+
+    def renew(self, version: str) -> bool:
+        """Let the hour begin anew that a version is kept without a name; False: it is gone."""
+        try:
+            os.utime(self.path(version))
+        except FileNotFoundError:
+            return False
+        return True
 
     def _old_files(self) -> Iterator[Path]:
         before = time.time() - GRACE_SECONDS
@@ -175,14 +190,14 @@ class ReferenceStore:
 
     def _version_of(self, path: Path) -> str | None:
         try:
-            return str(json.loads(path.read_bytes())["version"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return _version_in(path.read_bytes())
+        except OSError:
             return None
 
     def _retire(self, version: str | None) -> None:
         """Let the hour begin that a version outlives its name."""
-        if version is not None and self.path(version).exists():
-            os.utime(self.path(version))
+        if version is not None:
+            self.renew(version)
 
     def _write(self, path: Path, data: bytes) -> None:
         """Replace a file in one step."""
@@ -201,6 +216,14 @@ class ReferenceStore:
             raise StoreFull(
                 f"the reference could not be written: {reason}; nothing was changed"
             ) from error
+
+
+def _version_in(card: bytes) -> str | None:
+    """The version that a card's file names; None: it is broken."""
+    try:
+        return str(json.loads(card)["version"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _broken(name: str) -> ReferenceOutdated:

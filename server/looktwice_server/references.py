@@ -24,7 +24,7 @@ from looktwice_server.errors import (
     RequestError,
     StoreFull,
 )
-from looktwice_server.inspections import Crops, Inspections, Rpc, payload
+from looktwice_server.inspections import Crops, Inspections, payload
 from looktwice_server.reference_store import Card, ReferenceStore
 from looktwice_server.schemas import ReferenceRequest, ReferenceVersion
 from looktwice_server.settings import Settings
@@ -54,18 +54,17 @@ class References:
     def __init__(
         self,
         store: ReferenceStore,
-        rpc: Rpc,
         inspections: Inspections,
         expert: str,
         settings: Settings,
     ) -> None:
-        """Take the store, the way to the workers and the hash of the served expert."""
+        """Take the store, who asks the workers, and the hash of the served expert."""
         self.store = store
-        self._rpc = rpc
         self._inspections = inspections
         self._expert = expert
         self._settings = settings
         self._one_at_a_time = asyncio.Lock()
+        self._one_conversation_at_a_time = asyncio.Lock()  # waits for no named reference
         self._inline: OrderedDict[tuple[str, ...], str] = OrderedDict()
 
     async def resolve(self, name: str | None) -> ReferenceVersion | None:
@@ -133,13 +132,14 @@ class References:
     async def of_conversation(self, pictures: Sequence[Crops]) -> ReferenceVersion:
         """The reference that some pictures of a conversation make, kept without a name."""
         key = tuple(sorted(crops.mm_hash for crops in pictures))
-        version = self._inline.get(key)
-        if version is None or not self.store.path(version).exists():
-            async with self._one_at_a_time:
+        async with self._one_conversation_at_a_time:
+            version = self._inline.get(key)
+            if version is None or not self.store.renew(version):
                 grid = common_grid([self._inspections.grid(crops) for crops in pictures])
                 looked = [await self._look(crops, grid, turned=False) for crops in pictures]
                 _, data = await asyncio.to_thread(self._build, grid, {"images": looked}, 0.05)
                 version = await asyncio.to_thread(self.store.keep, data)
+                await asyncio.to_thread(self.store.clean)
         self._inline[key] = version
         self._inline.move_to_end(key)
         if len(self._inline) > REMEMBERED:
@@ -186,12 +186,7 @@ class References:
     async def _look(self, crops: Crops, grid: Grid | None, *, turned: bool) -> Seen:
         """One picture's tokens from the worker, cut on its own grid or another."""
         crops = self._inspections.own_crops(crops)
-        try:
-            [record, *_] = await self._rpc("looktwice_look", (payload(crops), turned, grid))
-        except Exception as error:
-            raise ExpertUnavailable(
-                f"the picture could not be looked at now ({error}); try again later"
-            ) from error
+        [record, *_] = await self._inspections.ask("looktwice_look", payload(crops), turned, grid)
         if isinstance(record, str):
             raise ExpertUnavailable(record)
         suspicion = _tensor(record["grid"], record["suspicion"], torch.float32)

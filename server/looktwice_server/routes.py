@@ -34,7 +34,7 @@ from looktwice_server.errors import (
     http_error_response,
     request_error_response,
 )
-from looktwice_server.inspections import Crops, Finding, Inspections
+from looktwice_server.inspections import Crops, Finding, Inspections, together
 from looktwice_server.reference_store import ReferenceStore, checked_name
 from looktwice_server.references import References, in_base64
 from looktwice_server.schemas import (
@@ -113,8 +113,8 @@ async def create_inspections(request: InspectionsRequest, raw_request: Request) 
             param="images",
         )
     reference = await looktwice.references.resolve(request.reference)
-    findings = await asyncio.gather(
-        *(looktwice.find(url, index, reference) for index, url in enumerate(request.images))
+    findings = await together(
+        looktwice.find(url, index, reference) for index, url in enumerate(request.images)
     )
     return InspectionList(
         model=looktwice.model_name,
@@ -178,7 +178,6 @@ class LookTwice:
         self.expert = file_hash(weights)
         self.references = References(
             ReferenceStore(settings.references, settings.max_references),
-            rpc,
             inspections,
             self.expert,
             settings,

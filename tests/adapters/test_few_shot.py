@@ -137,6 +137,20 @@ def test_turned_copies_make_a_turned_part_normal_and_leave_with_their_image(plat
     assert len(with_copies.bank.without(0)) == 2 * len(alone.bank.without(0))
 
 
+def test_a_picture_given_twice_counts_once(plates):
+    twice = build([plates[0], *plates], patches=64)
+    assert twice.warnings[0] == "image 1 is the same picture as image 0 and was left out"
+    assert twice.reference.threshold == build(plates, patches=64).reference.threshold
+    assert build([plates[0]] * 5).reference.threshold.promised_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rate", "says"), [(0.05, "5% needs 19"), (0.03, "3% needs 33"), (0.001, "0.1% needs 999")]
+)
+def test_the_number_of_pictures_that_a_rate_needs_is_said(plates, rate, says):
+    assert any(warning.endswith(says) for warning in build(plates, rate=rate).warnings)
+
+
 def test_a_reference_of_no_image_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         build([])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from looktwice_clients import cli
 from looktwice_clients.cli import COMMANDS, CommandEntry, missing_extra, run
+from looktwice_clients.cli_inspect import Target, _files_in
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -203,6 +204,12 @@ def test_map_writes_one_overlay_or_a_folder_of_them(
     written = [json.loads(line)["overlay"] for line in out.splitlines()]
     assert written == [str(folder / n) for n in ("a.png", "b.png", "a-2.png", "c.png")]
     assert sorted(written) == sorted(map(str, folder.iterdir()))
+
+
+def test_a_numbered_overlay_takes_no_other_pictures_name() -> None:
+    targets = [Target(name, name, None) for name in ("x/a.png", "y/a.png", "z/a-2.png")]
+    names = [file.name for file in _files_in(Path("out"), targets)]
+    assert names == ["a.png", "a-2.png", "a-2-2.png"]
 
 
 def test_map_never_overwrites_a_picture(

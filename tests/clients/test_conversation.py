@@ -25,6 +25,14 @@ def test_ask_returns_the_words_with_the_facts_beside_them(wire: Any) -> None:
     assert (body["model"], body["max_tokens"]) == ("looktwice-test", 7)
 
 
+def test_a_callers_own_extra_keys_go_along(wire: Any) -> None:
+    with Inspector() as inspector:
+        inspector.ask(red(204), "Any defect?", "bottle", extra_body={"top_k": 3})
+    _, body = wire.requests[0]
+    assert body["top_k"] == 3
+    assert body["inspection"]["reference"] == "bottle"
+
+
 def test_the_facts_of_an_answer_are_those_of_inspect(wire: Any) -> None:
     with Inspector() as inspector:
         answer = inspector.ask(red(99), "?", map=True, grounding=False)

@@ -142,6 +142,21 @@ def test_what_only_the_reference_reveals_is_in_the_note_with_its_name(
     assert f"Reference: {plates}." in str(model.told[0][-1].content)
 
 
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "calls", [[inspect("picture-1")], [inspect("picture-1"), inspect("picture-1", reference="no")]]
+)
+def test_a_comparison_that_was_left_out_or_failed_stands_in_the_note(
+    shift_agent: ModuleType, server: Server, plates: str, calls: list[dict[str, Any]]
+) -> None:
+    note = shift_agent.write_note(script(calls, "All fine."), [SQUARE_HOLES], plates, server.url)
+    alone, *failed, missing = row(note, "square\\_holes.jpg")
+    assert "normal, score 0." in alone
+    assert len(failed) == len(calls) - 1
+    assert all("no reference named" in line for line in failed)
+    assert f"NOT COMPARED WITH {plates}" in missing
+
+
 def test_a_picture_that_the_model_left_out_stands_in_the_note(
     shift_agent: ModuleType, tmp_path: Path
 ) -> None:

@@ -284,6 +284,7 @@ def bodies() -> Iterator[Row]:
         "a number beyond all floats": f'{{{question}, "presence_penalty": 1e999}}'.encode(),
         "a whole number of 10,000 digits": f'{{{question}, "seed": {"9" * 10_000}}}'.encode(),
         "JSON nested 200,000 deep": b"[" * 200_000,
+        "half a surrogate in bytes": b'{"messages": "\xed\xa0\x80"}',
     }
     for path in (CHAT, INSPECTIONS):
         for says, body in wrong.items():

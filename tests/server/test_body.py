@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from looktwice_server.body import CheckedRoute, parse_object, shown
 from looktwice_server.errors import RequestError, request_error_response
+from looktwice_server.messages import checked_messages
 from looktwice_server.schemas import InspectionsRequest
 
 
@@ -67,6 +68,11 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
         parse_object(body)
 
 
+def test_half_a_surrogate_in_bytes_is_not_utf_8() -> None:
+    with pytest.raises(RequestError, match="not valid UTF-8"):
+        parse_object(b'{"url": "http:///\xed\xa0\x80"}')
+
+
 def test_whole_surrogate_pairs_are_read_and_halves_are_not() -> None:
     assert parse_object(b'{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}
     with pytest.raises(RequestError, match="half of a surrogate pair"):
@@ -80,3 +86,11 @@ def test_what_was_sent_is_shown_short() -> None:
     assert shown({}) == "an object"
     assert shown(None) == "null"
     assert shown(False) == "false"
+
+
+def test_messages_that_are_nested_too_deeply_are_refused() -> None:
+    name: object = "x"
+    for _ in range(5000):
+        name = [name]
+    with pytest.raises(RequestError, match="nested too deeply"):
+        checked_messages([{"role": "user", "content": "hello", "name": name}], 1)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from looktwice_adapters.expert import Calibration
 from looktwice_server.errors import ExpertUnavailable
-from looktwice_server.inspections import Crops, Inspections
+from looktwice_server.inspections import Crops, Inspections, together
 from looktwice_server.model import EmbeddingCache
 from looktwice_server.settings import Settings
 
@@ -158,6 +158,46 @@ def test_a_request_that_goes_away_takes_nobody_with_it(worker):
 
     assert asyncio.run(run()).verdict == "normal"
     assert worker.asked == [[1, 2], [3]]
+
+
+def test_what_nobody_waits_for_any_more_is_not_inspected(worker):
+    async def run():
+        asker = inspections(worker)
+        worker.gate.clear()
+        [first] = await settled(asker.inspect(numbered(1)))  # the worker has it
+        gone, twice, again = await settled(
+            *(asker.inspect(numbered(number)) for number in (2, 3, 3))
+        )
+        gone.cancel()
+        twice.cancel()
+        await asyncio.sleep(0)
+        worker.gate.set()
+        await asyncio.gather(first, again)
+
+    asyncio.run(run())
+    assert worker.asked == [[1], [3]]
+
+
+def test_the_first_error_ends_what_was_asked_together():
+    ended = []
+
+    async def endless():
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(True)
+
+    async def broken():
+        await asyncio.sleep(0.01)
+        raise ValueError("broken")
+
+    async def run():
+        with pytest.raises(ValueError, match="broken"):
+            await together([endless(), broken()])
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert ended == [True]
 
 
 def test_a_picture_whose_only_asker_went_away_during_a_failure_can_be_asked_again(worker):

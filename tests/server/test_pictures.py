@@ -242,6 +242,20 @@ def test_urls_that_are_none_are_refused(url: str) -> None:
         download(url, frozenset())
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127\u30020\u30020\u30021",
+        "\uff11\uff12\uff17.0.0.1",
+        "\u2460\u2461\u2466.0.0.1",
+        "[fe80::1%25lo]",
+    ],
+)
+def test_an_address_in_other_digits_is_the_address_that_is_connected_to(host: str) -> None:
+    with pytest.raises(PictureError, match="private addresses"):
+        download(f"http://{host}:9/a.png", frozenset())
+
+
 def test_an_error_repeats_only_the_beginning_of_a_long_url() -> None:
     with pytest.raises(PictureError) as refused:
         download("http://no-such-host.invalid/" + "a" * 10_000, frozenset())

@@ -19,7 +19,7 @@ def store(tmp_path: Path) -> ReferenceStore:
 
 
 def resolve(store: ReferenceStore, expert: str, name: str | None):
-    references = References(store, None, None, expert, Settings())  # nothing is asked of a worker
+    references = References(store, None, expert, Settings())  # nothing is asked of a worker
     return asyncio.run(references.resolve(name))
 
 

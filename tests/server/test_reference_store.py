@@ -175,6 +175,21 @@ def test_a_removed_version_stays_for_the_requests_under_way(store):
         store.remove("part")
 
 
+def test_nothing_is_cleaned_away_while_a_card_cannot_be_read(store, monkeypatch):
+    version = add(store, "one", made(1))
+    os.utime(store.path(version), (0, 0))
+    read = Path.read_bytes
+
+    def no_files_left(path):
+        if path.suffix == ".json":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", no_files_left)
+    store.clean()
+    assert store.path(version).exists()
+
+
 def test_a_version_with_a_name_is_never_cleaned_away(store):
     version = add(store, "part", made(1))
     os.utime(store.path(version), (0, 0))
