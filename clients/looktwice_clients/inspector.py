@@ -61,8 +61,8 @@ class Inspector:
             url: the API's address; else $LOOKTWICE_URL, else http://127.0.0.1:8000/v1.
             api_key: else $LOOKTWICE_API_KEY, else $OPENAI_API_KEY, else none.
             model: which of the server's models answers questions; else its first.
-            timeout: seconds that a request may take.
-            max_retries: how often a request is repeated on a lost connection or a busy server.
+            timeout: seconds that each try of a request may take.
+            max_retries: how often a request is repeated: lost connection, timeout, busy server.
             http_client: the OpenAI SDK's own argument, for proxies, certificates and tests.
         """
         self.url = server_url(url)

@@ -65,7 +65,7 @@ class InspectionTool(BaseTool):
     api_key: SecretStr | None = None
     """Else $LOOKTWICE_API_KEY, else $OPENAI_API_KEY, else none."""
     timeout: float = TIMEOUT
-    """Seconds that an inspection may take."""
+    """Seconds that each of at most three tries of an inspection may take."""
     roots: Sequence[Path] = ()
     """Folders whose pictures, and those below them, the model may name."""
     hosts: Sequence[str] = ()
