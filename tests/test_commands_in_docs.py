@@ -1,0 +1,59 @@
+"""Every `looktwice` command line in a page names a command and options that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from looktwice_clients.cli import CommandEntry, looktwice
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "models/nano/README.md", *sorted(ROOT.glob("docs/*.md"))]
+LINE = re.compile(
+    r"^(?:\$ |`| +)?(?:\.venv/bin/)?looktwice ([a-z](?:[^`\n\\]|\\\n)+)", re.MULTILINE
+)
+WORD = re.compile(r"[a-z][a-z-]+")
+
+
+def commands(text: str) -> list[list[str]]:
+    """The command lines in code, split as a shell does, without what follows a comment or pipe."""
+    blocks = re.findall(r"^(?:```\w*\n.*?^```| {4}.+)$|`looktwice [^`]+`", text, re.M | re.S)
+    found = []
+    for line in LINE.findall("\n".join(blocks)):
+        cut = re.split(r"\s(?:#|\||&|;|\(log:)|\s{2,}#", line.replace("\\\n", " "))[0]
+        found.append(shlex.split(cut.replace("'", "")))
+    return found
+
+
+def unknown(words: list[str]) -> set[str]:
+    """What of a command line does not exist: a command, or options of the one that is called."""
+    command: click.Command = looktwice
+    while isinstance(command, click.Group) and words and WORD.fullmatch(words[0]):
+        name, *words = words
+        found = command.get_command(click.Context(command), name)
+        if found is None:
+            return {name}
+        command = found.entry.load() if isinstance(found, CommandEntry) else found
+    if command.name == "serve":
+        return set()  # vLLM's own flags follow
+    known = {name for option in command.params for name in option.opts} | {"--help"}
+    return {word.partition("=")[0] for word in words if word.startswith("-")} - known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_options_exist(page: Path):
+    wrong = {" ".join(words): unknown(words) for words in commands(page.read_text())}
+    assert {line: names for line, names in wrong.items() if names} == {}
+
+
+def test_the_lines_are_found():
+    found = [words for page in PAGES for words in commands(page.read_text())]
+    assert len(found) > 60
+    assert {"serve", "inspect", "reference", "evaluate", "train", "mcp"} <= {w[0] for w in found}
+
+
+@pytest.mark.parametrize("line", ["inspect --no-such", "train experts", "references list"])
+def test_what_does_not_exist_is_noticed(line: str):
+    assert unknown(line.split())
