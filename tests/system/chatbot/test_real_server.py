@@ -7,14 +7,17 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 
+from looktwice_clients import Inspector
 from tests.serving import Server
 from tests.system.chatbot.conftest import DESKTOP, PHONE
 from tests.system.chatbot.visit import (
     add_product,
     ask,
     choose_product,
+    give_picture,
     inspect,
     past,
     running_chatbot,
@@ -23,6 +26,7 @@ from tests.system.chatbot.visit import (
 )
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
+USERS = 16
 QUESTION = "Is there any defect in this picture? If so, where?"
 
 
@@ -57,6 +61,39 @@ def test_the_scratch_is_found_shown_explained_and_remembered(
         inspect(phone, EXAMPLES / "scratched.png")
         assert verdict(phone) == "이상"
         phone.screenshot(path=pictures / "chatbot-phone.png", full_page=True)
+
+
+def test_sixteen_users_at_once_get_their_own_pictures_results_and_answers(
+    server: Server, visit, tmp_path
+):
+    scratched = Image.open(EXAMPLES / "scratched.png").convert("RGB")
+    files = []
+    for user in range(USERS):
+        part = scratched.rotate(90 * (user % 4))  # the scratch at another place for each fourth
+        part = part.point(lambda level, by=1 - 0.02 * (user // 4): round(level * by))
+        files.append(tmp_path / f"user {user}.png")
+        part.save(files[-1])
+    with Inspector(server.url) as inspector:
+        expected = list(inspector.inspect_many(files))
+    assert len({one.score for one in expected}) == USERS
+    with running_chatbot(tmp_path, server.url) as chatbot:
+        pages = [visit(chatbot.url) for _ in range(USERS)]
+        for page, file in zip(pages, files, strict=True):
+            give_picture(page, file)
+        for page in pages:
+            page.locator("button#inspect").click()
+        for page, one in zip(pages, expected, strict=True):
+            expect(page.locator(".result")).to_contain_text(f"Score {one.score:.3f}")
+        for page in pages:
+            page.locator("#question textarea").fill("Where is the defect?")
+        for page in pages:
+            page.locator("button#ask").click()
+        for page, one in zip(pages, expected, strict=True):
+            answer = page.locator("#talk .bot.message")
+            expect(answer).to_contain_text(f"here: {one.regions[0].position}.")
+        for page, file in zip(pages, files, strict=True):
+            [entry] = past(page, 1)
+            assert file.name in entry
 
 
 def test_a_product_is_learned_from_good_parts_and_compared_with(
