@@ -191,9 +191,13 @@ def build(
     """
     if not images:
         raise ValueError("a reference needs at least one normal image")
-    twins = _twins(images)
+    given = [*images, *calibration]
+    twins = _twins(given)
     numbers = [number for number in range(len(images)) if number not in twins]
-    images = [images[number] for number in numbers]
+    more = [number for number in range(len(images), len(given)) if number not in twins]
+    names = [f"image {number}" for number in range(len(images))]
+    names += [f"calibration image {number}" for number in range(len(calibration))]
+    images, calibration = ([given[number] for number in group] for group in (numbers, more))
     copies = [copies[number] for number in numbers] if copies else ()
     parts = [image.tokens for image in images]
     if copies:
@@ -212,11 +216,11 @@ def build(
     ]
     threshold = Threshold.fit(own, rate, calibration=others[0], defects=others[1], prior=NORMAL)
     said = [
-        f"image {number} is the same picture as image {first} and was left out"
+        f"{names[number]} is the same picture as {names[first]} and was left out"
         for number, first in twins.items()
     ]
     said += [
-        f"image {numbers[index]} looks unlike the others: is it broken, or of another product?"
+        f"{names[numbers[index]]} looks unlike the others: is it broken, or of another product?"
         for index in outliers(own, NORMAL.deviation)
     ]
     return Built(Reference(bank, threshold, grid), said + _warnings(others[1], threshold))
@@ -225,7 +229,7 @@ def build(
 def _twins(images: Sequence[Looked]) -> dict[int, int]:
     """Images that are another one again, each with the first of its kind.
 
-    As if the twin had not been given, each is its own likeness: the threshold would be too low.
+    A picture is its twin's likeness, in the bank or out of it: the threshold would be too low.
     """
     first: dict[bytes, int] = {}
     keys = [image.suspicion.cpu().numpy().tobytes() for image in images]

@@ -143,6 +143,7 @@ def prepare_environment(settings: Settings) -> None:
     os.environ["LOOKTWICE_REFERENCES"] = str(settings.references)
     os.environ["VLLM_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
     os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"
+    os.environ["VLLM_USE_RUST_FRONTEND"] = "0"  # its routes are not ours
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # plants' machines call nobody
     # glibc gives large tensors back to the system at once: on a CPU, fetching the pages again takes
@@ -181,6 +182,7 @@ def vllm_arguments(model: str, flags: list[str]) -> Namespace:
         "--enable-prompt-embeds": args.enable_prompt_embeds,
         "--pipeline-parallel-size above 1": args.pipeline_parallel_size > 1,
         "--headless": args.headless,
+        "--grpc": getattr(args, "grpc", False),
     }
     for flag, given in refused.items():
         if given:

@@ -144,6 +144,16 @@ def test_a_picture_given_twice_counts_once(plates):
     assert build([plates[0]] * 5).reference.threshold.promised_rate == 1.0
 
 
+def test_a_reference_is_no_calibration_picture_beside(plates, looked):
+    good = looked(plate(200))
+    built = build(plates, calibration=[*plates, good, good])
+    assert [warning.partition(" and ")[0] for warning in built.warnings[:5]] == [
+        *(f"calibration image {n} is the same picture as image {n}" for n in range(4)),
+        "calibration image 5 is the same picture as calibration image 4",
+    ]
+    assert built.reference.threshold == build(plates, calibration=[good]).reference.threshold
+
+
 @pytest.mark.parametrize(
     ("rate", "says"), [(0.05, "5% needs 19"), (0.03, "3% needs 33"), (0.001, "0.1% needs 999")]
 )

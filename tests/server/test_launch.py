@@ -51,6 +51,7 @@ def test_a_cpu_without_bfloat16_serves_in_float32_unless_told(monkeypatch, has, 
         ["--pipeline-parallel-size", "2"],
         ["--enable-prompt-embeds"],
         ["--enable-mm-embeds"],
+        ["--grpc"],
         ["--trust-request-mm-kwargs"],
     ],
 )
