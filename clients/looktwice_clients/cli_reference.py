@@ -1,6 +1,7 @@
 """`looktwice reference`: the normal pictures of a product, its threshold, and what it promises."""
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,16 +62,18 @@ def add(
     """Make the reference NAME of good pictures, or replace it: files, folders or patterns."""
     from looktwice_clients.inspector import Inspector
 
+    good, calibrating = _sources(images), _sources(calibrate_with)
     with Inspector(url) as inspector:
         made = inspector.references.add(
             name,
-            _sources(images),
+            good,
             false_alarm_rate=false_alarm_rate,
-            calibration_images=_sources(calibrate_with),
+            calibration_images=calibrating,
             defect_images=_sources(defect),
             augment=augment,
         )
-    _print(made, as_json)
+    warnings = [with_files(warning, good, calibrating) for warning in made.warnings]
+    _print(made.model_copy(update={"warnings": warnings}), as_json)
 
 
 @reference.command("list")
@@ -130,6 +133,16 @@ def remove(name: str, url: str | None) -> None:
     with Inspector(url) as inspector:
         inspector.references.remove(name)
     click.echo(f"removed {printable(name)}")
+
+
+def with_files(warning: str, good: list[str], calibrating: list[str]) -> str:
+    """A warning of the server with the file behind each image's number."""
+
+    def named(match: re.Match[str]) -> str:
+        files, number = calibrating if match[1] else good, int(match[2])
+        return f"{match[0]} ({files[number]})" if number < len(files) else match[0]
+
+    return re.sub(r"\b(calibration )?image (\d+)\b", named, warning)
 
 
 def contact_sheet(pictures: "list[Image.Image]") -> "Image.Image":

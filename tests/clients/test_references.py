@@ -9,6 +9,7 @@ from PIL import Image
 
 from looktwice_clients import AsyncInspector, Inspector, Reference, ReplyError
 from looktwice_clients.cli import run
+from looktwice_clients.cli_reference import with_files
 from tests.clients.conftest import WireServer, red
 
 
@@ -89,3 +90,12 @@ def test_bad_use_is_one_line(wire, capsys, args, code, says) -> None:
     err = capsys.readouterr().err
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_warnings_name_the_files_behind_the_numbers() -> None:
+    files = ["good/a.jpg", "good/b.jpg"], ["more/c.jpg"]
+    said = "calibration image 0 is the same picture as image 1 and was left out"
+    shown = "calibration image 0 (more/c.jpg) is the same picture as image 1 (good/b.jpg) and was"
+    assert with_files(said, *files) == f"{shown} left out"
+    assert with_files("19 good pictures promise", *files) == "19 good pictures promise"
+    assert with_files("image 7 looks unlike", *files) == "image 7 looks unlike"
