@@ -197,16 +197,19 @@ def memory(server: Server) -> dict[str, float]:
     return peaks
 
 
+ALIKE = ("--dtype", "bfloat16", "--enforce-eager")  # what their defaults would not share
+
+
 @contextmanager
 def both(
     model: Path, expert: Path | None, logs: Path
 ) -> Iterator[tuple[Server, Server, dict[str, float]]]:
     """The stock server and ours, and how long each took to start."""
     seconds = {}
-    flags = [] if expert is None else ["--expert", str(expert)]
+    flags = [*ALIKE, *([] if expert is None else ["--expert", str(expert)])]
     with ExitStack() as stack:
         start = time.perf_counter()
-        stock = stack.enter_context(stock_server(logs / "stock.log", model))
+        stock = stack.enter_context(stock_server(logs / "stock.log", model, *ALIKE))
         seconds["stock"] = round(time.perf_counter() - start, 1)
         start = time.perf_counter()
         ours = stack.enter_context(running_server(logs / "ours.log", str(model), *flags))
