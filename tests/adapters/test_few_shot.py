@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.few_shot import (
@@ -142,6 +143,13 @@ def test_a_picture_given_twice_counts_once(plates):
     assert twice.warnings[0] == "image 1 is the same picture as image 0 and was left out"
     assert twice.reference.threshold == build(plates, patches=64).reference.threshold
     assert build([plates[0]] * 5).reference.threshold.promised_rate == 1.0
+
+
+def test_pictures_without_anything_suspicious_are_not_taken_for_one(plates):
+    clean = [one._replace(suspicion=torch.full_like(one.suspicion, -6)) for one in plates]
+    built = build(clean)
+    assert len(built.reference.threshold.scores) == len(plates)
+    assert not any("same picture" in warning for warning in built.warnings)
 
 
 def test_a_reference_is_no_calibration_picture_beside(plates, looked):
