@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from looktwice_clients.cli import url_option
-from looktwice_clients.errors import ImageError, LookTwiceError, printable
+from looktwice_clients.errors import ImageError, LookTwiceError, one_line, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,19 +61,28 @@ def add(
     url: str | None,
 ) -> None:
     """Make the reference NAME of good pictures, or replace it: files, folders or patterns."""
+    import openai
+
     from looktwice_clients.inspector import Inspector
 
-    good, calibrating = _sources(images), _sources(calibrate_with)
+    good, calibrating, defects = map(_sources, (images, calibrate_with, defect))
+    files = {"good": good, "calibration": calibrating, "defect": defects}
+    if sys.stderr.isatty():
+        count = sum(map(len, files.values()))
+        click.echo(f"sending {count} pictures; the server looks at one after the other", err=True)
     with Inspector(url) as inspector:
-        made = inspector.references.add(
-            name,
-            good,
-            false_alarm_rate=false_alarm_rate,
-            calibration_images=calibrating,
-            defect_images=_sources(defect),
-            augment=augment,
-        )
-    warnings = [with_files(warning, good, calibrating) for warning in made.warnings]
+        try:
+            made = inspector.references.add(
+                name,
+                good,
+                false_alarm_rate=false_alarm_rate,
+                calibration_images=calibrating,
+                defect_images=defects,
+                augment=augment,
+            )
+        except openai.APIStatusError as error:
+            raise LookTwiceError(with_files(one_line(error, inspector.url), files)) from None
+    warnings = [with_files(warning, files) for warning in made.warnings]
     _print(made.model_copy(update={"warnings": warnings}), as_json)
 
 
@@ -135,14 +145,19 @@ def remove(name: str, url: str | None) -> None:
     click.echo(f"removed {printable(name)}")
 
 
-def with_files(warning: str, good: list[str], calibrating: list[str]) -> str:
-    """A warning of the server with the file behind each image's number."""
+def with_files(said: str, files: dict[str, list[str]]) -> str:
+    """What the server said, with the file behind each picture's number.
+
+    Args:
+        said: names pictures as "image 3", "calibration image 3" or "defect_images[3]".
+        files: "good", "calibration" and "defect" ones.
+    """
 
     def named(match: re.Match[str]) -> str:
-        files, number = calibrating if match[1] else good, int(match[2])
-        return f"{match[0]} ({files[number]})" if number < len(files) else match[0]
+        group, number = files[match[1] or "good"], int(match[2] or match[3])
+        return f"{match[0]} ({group[number]})" if number < len(group) else match[0]
 
-    return re.sub(r"\b(calibration )?image (\d+)\b", named, warning)
+    return re.sub(r"\b(?:(calibration|defect)[ _])?image(?:s\[(\d+)\]| (\d+)\b)", named, said)
 
 
 def contact_sheet(pictures: "list[Image.Image]") -> "Image.Image":

@@ -196,7 +196,7 @@ class InspectingChat(OpenAIServingChat):
         """
         chosen = options.reference_images
         if not chosen:
-            return await self.references.resolve(options.reference) if images else None
+            return await self.references.resolve(options.reference)
         param = "reference_images"
         if options.reference is not None:
             raise RequestError("give reference or reference_images, not both", param=param)

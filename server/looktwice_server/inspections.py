@@ -218,8 +218,13 @@ class Inspections:
             self._waiting.pop(one.crops.mm_hash)
             if not one.future.done():
                 one.future.set_result(finding)
-        while len(self._known) > self._settings.findings_cached:
-            self._known.popitem(last=False)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget the oldest findings beyond the memory for their maps."""
+        size = sum(finding.anomaly_map.nbytes for finding in self._known.values())
+        while len(self._known) > 1 and size > self._settings.findings_cached_mb * 2**20:
+            size -= self._known.popitem(last=False)[1].anomaly_map.nbytes
 
     async def ask(self, method: str, *arguments: Any) -> list[Any]:
         """What the workers answer, each its part.

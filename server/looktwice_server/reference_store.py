@@ -17,25 +17,23 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from looktwice_adapters.few_shot import Reference
+from looktwice_adapters import few_shot
 from looktwice_server.errors import (
     ReferenceOutdated,
     RequestError,
     StoreFull,
     UnknownReference,
 )
+from looktwice_server.schemas import Reference
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION_DIGITS = 16
 GRACE_SECONDS = 3600  # that a version outlives its name
 TEMPORARY = ".part"
 FORMAT = 2  # of cards and files: what thresholds are of, and which grid pictures are cut on
-
-Card = dict[str, Any]
 
 
 def checked_name(name: str) -> str:
@@ -62,7 +60,7 @@ class ReferenceStore:
         self._versions = folder / "versions"
         self._max_names = max_names
 
-    def card(self, name: str) -> Card:
+    def card(self, name: str) -> Reference:
         """What is known of a reference.
 
         Raises:
@@ -87,9 +85,12 @@ class ReferenceStore:
                 f"the reference {name!r} was made by another version of LookTwice; add it again",
                 param="reference",
             )
-        return card
+        try:
+            return Reference.model_validate(card)
+        except ValueError as error:
+            raise _broken(name) from error
 
-    def cards(self) -> list[Card]:
+    def cards(self) -> list[Reference]:
         """All references, by name; those that must be added again are left out."""
         found = []
         for name in sorted(path.stem for path in self._names.glob("*.json")):
@@ -128,19 +129,19 @@ class ReferenceStore:
         self._write(self.path(version), data)
         return version
 
-    def name(self, card: Card) -> None:
+    def name(self, card: Reference) -> None:
         """Give a version its name, in one step, whatever had it before.
 
         Raises:
             StoreFull: the disk or the list is full.
         """
-        path = self._names / f"{checked_name(card['name'])}.json"
+        path = self._names / f"{checked_name(card.name)}.json"
         if not path.exists() and len(list(self._names.glob("*.json"))) >= self._max_names:
             raise StoreFull(
                 f"this server keeps {self._max_names} references; remove one first", param="name"
             )
         before = self._version_of(path)
-        self._write(path, json.dumps({"format": FORMAT} | card).encode())
+        self._write(path, json.dumps({"format": FORMAT} | card.model_dump()).encode())
         self._retire(before)
 
     def remove(self, name: str) -> None:
@@ -240,9 +241,9 @@ class LoadedReferences:
         self._store = store
         self._device = device
         self._capacity = capacity
-        self._kept: OrderedDict[str, Reference] = OrderedDict()
+        self._kept: OrderedDict[str, few_shot.Reference] = OrderedDict()
 
-    def get(self, version: str) -> Reference:
+    def get(self, version: str) -> few_shot.Reference:
         """The reference of a version, read and checked once.
 
         Raises:
@@ -252,7 +253,7 @@ class LoadedReferences:
             path = self._store.path(version)
             if hashlib.sha256(path.read_bytes()).hexdigest()[:VERSION_DIGITS] != version:
                 raise ValueError(f"{path.name} is not what was written")
-            self._kept[version] = Reference.read(path).to(self._device)
+            self._kept[version] = few_shot.Reference.read(path).to(self._device)
         self._kept.move_to_end(version)
         while len(self._kept) > 1 and self._size() > self._capacity:
             self._kept.popitem(last=False)

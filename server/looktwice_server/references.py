@@ -25,8 +25,8 @@ from looktwice_server.errors import (
     StoreFull,
 )
 from looktwice_server.inspections import Crops, Inspections, payload
-from looktwice_server.reference_store import Card, ReferenceStore
-from looktwice_server.schemas import ReferenceRequest, ReferenceVersion
+from looktwice_server.reference_store import ReferenceStore
+from looktwice_server.schemas import Reference, ReferenceRequest, ReferenceVersion
 from looktwice_server.settings import Settings
 
 THUMBNAIL = 128  # pixels of the longer side
@@ -77,15 +77,15 @@ class References:
         if name is None:
             return None
         card = await asyncio.to_thread(self.store.card, name)
-        if card["expert"] != self._expert:
+        if card.expert != self._expert:
             raise ReferenceOutdated(
-                f"the reference {name!r} was made with the expert {card['expert']}, this server "
+                f"the reference {name!r} was made with the expert {card.expert}, this server "
                 f"runs {self._expert}; add it again",
                 param="reference",
             )
-        return ReferenceVersion(name=name, version=card["version"])
+        return ReferenceVersion(name=name, version=card.version)
 
-    async def add(self, name: str, request: ReferenceRequest, fetch: Fetch) -> Card:
+    async def add(self, name: str, request: ReferenceRequest, fetch: Fetch) -> Reference:
         """Make a reference and give it its name.
 
         Args:
@@ -112,19 +112,18 @@ class References:
             built, data = await asyncio.to_thread(self._build, grid, seen, request.false_alarm_rate)
             version = await asyncio.to_thread(self.store.keep, data)
             threshold = built.reference.threshold
-            card: Card = {
-                "object": "reference",
-                "name": name,
-                "version": version,
-                "images": len(request.images),
-                "patches": len(built.reference.bank),
-                "false_alarm_rate": threshold.rate,
-                "promised_rate": threshold.promised_rate,
-                "threshold": threshold.value,
-                "created": int(time.time()),
-                "expert": self._expert,
-                "warnings": built.warnings,
-            }
+            card = Reference(
+                name=name,
+                version=version,
+                images=len(request.images),
+                patches=len(built.reference.bank),
+                false_alarm_rate=threshold.rate,
+                promised_rate=threshold.promised_rate,
+                threshold=threshold.value,
+                created=int(time.time()),
+                expert=self._expert,
+                warnings=built.warnings,
+            )
             await asyncio.to_thread(self.store.name, card)
             await asyncio.to_thread(self.store.clean)
         return card

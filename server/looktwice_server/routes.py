@@ -68,7 +68,6 @@ router = APIRouter(route_class=CheckedRoute, tags=[TAG])
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """OpenAI's chat completion, with `inspections` of its images."""
     state = raw_request.app.state
-    await state.looktwice.references.resolve(request.inspection.reference)
     try:
         answer = await state.looktwice.chat.create_chat_completion(request, raw_request)
     except RetryableRequestError:
@@ -130,8 +129,7 @@ async def create_inspections(request: InspectionsRequest, raw_request: Request) 
 async def put_reference(name: str, request: ReferenceRequest, raw_request: Request) -> Reference:
     """Make a reference of good pictures, or replace the one of that name."""
     looktwice: LookTwice = raw_request.app.state.looktwice
-    card = await looktwice.references.add(checked_name(name), request, looktwice.crops)
-    return Reference(**card)
+    return await looktwice.references.add(checked_name(name), request, looktwice.crops)
 
 
 @router.get("/v1/references")
@@ -139,7 +137,7 @@ async def list_references(raw_request: Request) -> ReferenceList:
     """All references, by name."""
     looktwice: LookTwice = raw_request.app.state.looktwice
     cards = await asyncio.to_thread(looktwice.references.store.cards)
-    return ReferenceList(model=looktwice.model_name, data=[Reference(**card) for card in cards])
+    return ReferenceList(model=looktwice.model_name, data=cards)
 
 
 @router.get("/v1/references/{name}")
@@ -147,11 +145,10 @@ async def get_reference(name: str, raw_request: Request, thumbnails: bool = Fals
     """One reference; `?thumbnails=true` brings its pictures, small."""
     store = raw_request.app.state.looktwice.references.store
     card = await asyncio.to_thread(store.card, name)
-    pictures = None
     if thumbnails:
-        kept = await asyncio.to_thread(store.thumbnails, name, card["version"])
-        pictures = in_base64(kept)
-    return Reference(**card, thumbnails=pictures)
+        kept = await asyncio.to_thread(store.thumbnails, name, card.version)
+        card = card.model_copy(update={"thumbnails": in_base64(kept)})
+    return card
 
 
 @router.delete("/v1/references/{name}")

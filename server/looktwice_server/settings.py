@@ -32,7 +32,7 @@ class Settings:
     fetch_timeout: int = 10  # seconds for one picture from a URL
     stop_seconds: int = 10  # for a stopping server beyond --shutdown-timeout, then it is killed
     crops_per_call: int = 40  # crops of all pictures that the worker inspects between two steps
-    findings_cached: int = 512  # inspections that an API process remembers
+    findings_cached_mb: int = 256  # inspections, with their maps, that an API process remembers
     embeddings_cached_mb: int = 256  # encoder output that a worker keeps for the chat that follows
     max_references: int = 1000  # names in the store
     max_reference_images: int = 256  # pictures of one reference, its calibration and defects apart

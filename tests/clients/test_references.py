@@ -92,10 +92,12 @@ def test_bad_use_is_one_line(wire, capsys, args, code, says) -> None:
     assert err.count("\n") == 1
 
 
-def test_warnings_name_the_files_behind_the_numbers() -> None:
-    files = ["good/a.jpg", "good/b.jpg"], ["more/c.jpg"]
+def test_warnings_and_errors_name_the_files_behind_the_numbers() -> None:
+    files = {"good": ["good/a.jpg", "good/b.jpg"], "calibration": ["more/c.jpg"], "defect": ["d"]}
     said = "calibration image 0 is the same picture as image 1 and was left out"
     shown = "calibration image 0 (more/c.jpg) is the same picture as image 1 (good/b.jpg) and was"
-    assert with_files(said, *files) == f"{shown} left out"
-    assert with_files("19 good pictures promise", *files) == "19 good pictures promise"
-    assert with_files("image 7 looks unlike", *files) == "image 7 looks unlike"
+    assert with_files(said, files) == f"{shown} left out"
+    assert with_files("19 good pictures promise", files) == "19 good pictures promise"
+    assert with_files("image 7 looks unlike", files) == "image 7 looks unlike"
+    assert with_files("images[1]: it is empty", files) == "images[1] (good/b.jpg): it is empty"
+    assert with_files("defect_images[0]: no", files) == "defect_images[0] (d): no"

@@ -217,9 +217,9 @@ def test_a_picture_whose_only_asker_went_away_during_a_failure_can_be_asked_agai
 
 def test_the_oldest_findings_are_forgotten_and_inspected_again(worker):
     async def run():
-        asker = inspections(worker, findings_cached=2)
-        for number in (1, 2, 1, 3, 1, 2):
-            await asker.inspect(numbered(number))
+        asker = inspections(worker, findings_cached_mb=1)
+        for number in (1, 2, 1, 3, 1, 2):  # a map has 0.4 MB
+            await asker.inspect(numbered(number, size=(800, 500), crops=5))
 
     asyncio.run(run())
     assert worker.asked == [[1], [2], [3], [2]]

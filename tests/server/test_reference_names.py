@@ -9,12 +9,13 @@ from looktwice_server.errors import ReferenceOutdated, UnknownReference
 from looktwice_server.reference_store import ReferenceStore
 from looktwice_server.references import References
 from looktwice_server.settings import Settings
+from tests.server.cards import card
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ReferenceStore:
     store = ReferenceStore(tmp_path, 9)
-    store.name({"name": "bottle", "version": store.keep(b"bank"), "expert": "mine"})
+    store.name(card("bottle", store.keep(b"bank")))
     return store
 
 
@@ -25,7 +26,7 @@ def resolve(store: ReferenceStore, expert: str, name: str | None):
 
 def test_a_name_means_its_latest_version(store):
     first = resolve(store, "mine", "bottle").version
-    store.name({"name": "bottle", "version": store.keep(b"another"), "expert": "mine"})
+    store.name(card("bottle", store.keep(b"another")))
     second = resolve(store, "mine", "bottle").version
     assert first != second
     assert store.path(first).exists()

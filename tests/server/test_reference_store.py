@@ -25,16 +25,18 @@ from looktwice_server.errors import (
     UnknownReference,
 )
 from looktwice_server.reference_store import GRACE_SECONDS, LoadedReferences, ReferenceStore
+from tests.server.cards import card
 
 WRITER = """
 import sys
 from pathlib import Path
 from looktwice_server.reference_store import ReferenceStore
+from tests.server.cards import card
 store = ReferenceStore(Path(sys.argv[1]), 9)
 print("ready", flush=True)
 for number in range(10**6):
     version = store.keep(bytes([number % 256]) * 400_000)
-    store.name({"name": "part", "version": version, "number": number})
+    store.name(card("part", version, created=number))
 """
 
 
@@ -52,13 +54,13 @@ def made(seed: int) -> bytes:
 
 def add(store: ReferenceStore, name: str, data: bytes) -> str:
     version = store.keep(data)
-    store.name({"name": name, "version": version})
+    store.name(card(name, version))
     return version
 
 
 def test_a_version_is_the_hash_of_its_content(store):
     assert add(store, "one", made(1)) == add(store, "two", made(1)) != add(store, "one", made(2))
-    assert [card["name"] for card in store.cards()] == ["one", "two"]
+    assert [kept.name for kept in store.cards()] == ["one", "two"]
 
 
 def test_kill_9_while_writing_leaves_a_whole_reference(tmp_path):
@@ -69,9 +71,9 @@ def test_kill_9_while_writing_leaves_a_whole_reference(tmp_path):
             writer.stdout.readline()
             time.sleep(random.uniform(0.05, 0.4))
             writer.send_signal(signal.SIGKILL)
-        card = store.card("part")
-        data = store.path(card["version"]).read_bytes()
-        assert data == bytes([card["number"] % 256]) * 400_000
+        kept = store.card("part")
+        data = store.path(kept.version).read_bytes()
+        assert data == bytes([kept.created % 256]) * 400_000
     for file in tmp_path.rglob("*.part"):
         os.utime(file, (0, 0))
     store.clean()
@@ -94,10 +96,10 @@ def test_of_two_writers_of_one_name_one_stands_whole(tmp_path):
         writer.start()
     store, seen = ReferenceStore(tmp_path, 9), set()
     while any(writer.is_alive() for writer in writers):
-        for card in store.cards():
-            seen.add(store.path(card["version"]).read_bytes())
+        for kept in store.cards():
+            seen.add(store.path(kept.version).read_bytes())
     assert seen <= {made(1), made(2)}
-    assert store.path(store.card("part")["version"]).read_bytes() in (made(1), made(2))
+    assert store.path(store.card("part").version).read_bytes() in (made(1), made(2))
 
 
 def test_a_full_disk_is_said_and_changes_nothing(store, monkeypatch):
@@ -110,7 +112,7 @@ def test_a_full_disk_is_said_and_changes_nothing(store, monkeypatch):
     with pytest.raises(StoreFull, match="the disk is full; nothing was changed") as caught:
         add(store, "part", made(2))
     assert caught.value.status == 507
-    assert store.card("part")["version"] == before
+    assert store.card("part").version == before
     assert not list(store.path("x").parent.glob("*.part"))
 
 
@@ -127,29 +129,32 @@ def test_a_corrupt_file_is_refused_by_its_hash(store):
         store.thumbnails("part", version)
 
 
-@pytest.mark.parametrize("card", [b"", b"{", b"[]", b'{"name": "other"}'])
-def test_a_broken_card_is_one_reference_lost_and_no_other(store, card):
+@pytest.mark.parametrize(
+    "broken",
+    [b"", b"{", b"[]", b'{"name": "other"}', b'{"name": "part", "format": 2, "version": "0"}'],
+)
+def test_a_broken_card_is_one_reference_lost_and_no_other(store, broken):
     add(store, "good", made(1))
     version = add(store, "part", made(2))
-    (store._names / "part.json").write_bytes(card)
+    (store._names / "part.json").write_bytes(broken)
     with pytest.raises(ReferenceOutdated):
         store.card("part")
-    assert [card["name"] for card in store.cards()] == ["good"]
-    store.name({"name": "part", "version": version})  # adding it again helps
-    assert store.card("part")["version"] == version
+    assert [kept.name for kept in store.cards()] == ["good"]
+    store.name(card("part", version))  # adding it again helps
+    assert store.card("part").version == version
 
 
 def test_a_reference_of_an_older_version_is_to_be_added_again(store):
     version = add(store, "part", made(1))
     path = store._names / "part.json"
-    card = json.loads(path.read_bytes())
-    del card["format"]
-    path.write_text(json.dumps(card))
+    older = json.loads(path.read_bytes())
+    del older["format"]
+    path.write_text(json.dumps(older))
     with pytest.raises(ReferenceOutdated, match="made by another version of LookTwice; add it"):
         store.card("part")
     assert store.cards() == []
-    store.name({"name": "part", "version": version})
-    assert store.card("part")["version"] == version
+    store.name(card("part", version))
+    assert store.card("part").version == version
     store.remove("part")
 
 
@@ -157,7 +162,7 @@ def test_a_reference_of_an_older_version_is_to_be_added_again(store):
     "name", ["", ".", "..", "../up", "a/b", "/etc", "a b", "-x", "x" * 65, "ü"]
 )
 def test_what_is_no_name_reaches_no_file(store, name):
-    for call in (store.card, store.remove, lambda name: store.name({"name": name})):
+    for call in (store.card, store.remove, lambda name: store.name(card(name, "0"))):
         with pytest.raises(RequestError, match="a reference's name has 1 to 64"):
             call(name)
 

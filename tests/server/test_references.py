@@ -170,24 +170,63 @@ def test_a_removed_reference_is_unknown_to_all_routes(server):
     assert answer.error["param"] == "reference"
 
 
-def test_an_update_under_way_leaves_each_answer_with_one_version(server):
-    """Of 32 requests around an update, all with a version have that version's score."""
-    old = put(server, "moving", GOOD[:3]).data["version"]
+def test_an_update_under_way_leaves_each_answer_with_one_version(two_processes):
+    """Chats and inspections of several pictures, at two API processes that remember little."""
+    pictures = [UNSEEN, SQUARE, *(data_uri(encoded(plate(200 + i, square=True))) for i in range(4))]
+    old = put(two_processes, "moving", GOOD[:3]).data["version"]
+
+    def asked(number: int) -> tuple[int, str, float, str]:
+        """Which picture, by which version, with which score, and the words if there were any."""
+        picture, option = number % len(pictures), {"reference": "moving"}
+        if number % 3:
+            inspection, words = inspected(two_processes, pictures[picture], **option), ""
+        else:
+            told = chat(image(pictures[picture]), QUESTION, inspection=option)
+            answer = ask(two_processes, told).data
+            [inspection] = answer["inspections"]
+            words = answer["choices"][0]["message"]["content"]
+        return picture, inspection["reference"]["version"], inspection["score"], words
+
     with ThreadPoolExecutor(9) as pool:
-        update = pool.submit(put, server, "moving", GOOD[3:])
-        answers = list(pool.map(lambda _: inspected(server, SQUARE, reference="moving"), range(32)))
+        update = pool.submit(put, two_processes, "moving", GOOD[3:])
+        answers = list(pool.map(asked, range(32)))
         new = update.result().data["version"]
-    answers.append(inspected(server, SQUARE, reference="moving"))
-    scores: dict[str, set[float]] = {}
-    for answer in answers:
-        scores.setdefault(answer["reference"]["version"], set()).add(answer["score"])
-    assert set(scores) <= {old, new}
-    assert answers[-1]["reference"]["version"] == new
-    assert all(len(found) == 1 for found in scores.values()), scores
-    put(server, "moving", GOOD[:3])
-    again = inspected(server, SQUARE, reference="moving")
-    assert again["reference"]["version"] == old
-    assert again["score"] in scores.get(old, {again["score"]})
+        answers += pool.map(asked, range(12))
+    assert {version for _, version, _, _ in answers} == {old, new}
+    assert {version for _, version, _, _ in answers[32:]} == {new}
+    for number in range(len(pictures)):
+        for version in (old, new):
+            told = [rest for picture, of, *rest in answers if (picture, of) == (number, version)]
+            assert len({score for score, _ in told}) <= 1, told
+            assert len({words for _, words in told if words}) <= 1, told
+    put(two_processes, "moving", GOOD[:3])
+    assert inspected(two_processes, SQUARE, reference="moving")["reference"]["version"] == old
+    get(two_processes, "/moving", "DELETE")
+
+
+def test_every_api_process_knows_a_change_at_once(two_processes):
+    def asked(_: int) -> Answer:  # a connection of its own, which either process takes
+        return ask(two_processes, inspect(UNSEEN, reference="shared"))
+
+    with ThreadPoolExecutor(8) as pool:
+        for good in (GOOD[:2], GOOD[2:4]):
+            version = put(two_processes, "shared", good).data["version"]
+            found = [answer.data["data"][0]["reference"] for answer in pool.map(asked, range(16))]
+            assert found == [{"name": "shared", "version": version}] * 16
+        assert get(two_processes, "/shared", "DELETE").status == 200
+        assert {answer.status for answer in pool.map(asked, range(16))} == {404}
+
+
+def test_a_full_store_is_a_507_and_changes_nothing(two_processes):
+    for name in ("one", "two"):
+        put(two_processes, name, GOOD[:1])
+    kept = get(two_processes).data["data"]
+    answer = put(two_processes, "another", GOOD[:1])
+    assert answer.status == 507
+    assert "keeps 2 references; remove one first" in answer.error["message"]
+    assert get(two_processes).data["data"] == kept
+    for card in kept:
+        get(two_processes, f"/{card['name']}", "DELETE")
 
 
 def test_served_and_in_process_say_the_same_of_pictures_of_mixed_sizes(server):

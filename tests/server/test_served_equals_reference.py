@@ -20,7 +20,6 @@ from looktwice_adapters.anomaly_map import Region, find_regions, stitch
 from looktwice_server.launch import CHECKOUT_MODELS
 from tests.parity.pictures import draw
 from tests.parity.reference import Reference, Seen
-from tests.serving import running_server
 
 pytestmark = pytest.mark.server
 
@@ -249,30 +248,15 @@ def test_inspections_without_the_language_model_equal_the_reference(server, expe
         check_inspection(found, expected[image], image)
 
 
-@pytest.fixture(scope="module")
-def forgetful_server(tmp_path_factory):
-    """Two API processes, each remembering one inspection; a worker that keeps a megabyte."""
-    log = tmp_path_factory.mktemp("forgetful") / "log"
-    with running_server(
-        log,
-        *("nano", "--dtype", "float32", "--api-server-count", "2", "--enforce-eager"),
-        LOOKTWICE_FINDINGS_CACHED="1",
-        LOOKTWICE_EMBEDDINGS_CACHED_MB="1",
-    ) as running:
-        yield running
-
-
-def test_two_api_processes_with_full_caches_equal_the_reference(
-    forgetful_server, expected, answers
-):
+def test_two_api_processes_with_full_caches_equal_the_reference(two_processes, expected, answers):
     def serve(i: int):
         # A client of its own: a new connection, which either of the processes takes.
-        with OpenAI(base_url=forgetful_server.url, api_key="none", max_retries=0) as client:
+        with OpenAI(base_url=two_processes.url, api_key="none", max_retries=0) as client:
             return ask(client, [expected[i]], map=True)
 
     again = [*range(CONCURRENT), *range(0, CONCURRENT, 2)]
     with ThreadPoolExecutor(CONCURRENT) as pool:
         for i, completion in zip(again, pool.map(serve, again), strict=True):
             check_chat(completion, [expected[i]], answers[i])
-    for image, found in enumerate(inspect(forgetful_server.url, expected)):
+    for image, found in enumerate(inspect(two_processes.url, expected)):
         check_inspection(found, expected[image], image)
