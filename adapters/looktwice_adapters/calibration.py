@@ -68,7 +68,7 @@ def calibrate(
 
     Args:
         scores: (images,) raw scores in [0, 1].
-        significant: (images,) the maps' `peak_logit`.
+        significant: (images,) the maps' `detail_logit`.
         labels: (images,) whether anomalous.
         sets: (images,) the name of each picture's data set.
         peaks: (images,) highest value of each picture's stitched map, before calibration.

@@ -4,9 +4,11 @@ Names and shapes are strict: a missing, extra or misshapen tensor is an error th
 """
 
 import hashlib
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -67,6 +69,24 @@ def released_config(state: dict[str, Tensor]) -> ExpertConfig:
     except KeyError as error:
         raise ExpertFileError(f"not an anomaly expert: it has no tensor {error}") from error
     return replace(base, tower=replace(base.tower, grid=grid))
+
+
+def section_beside(path: Path) -> dict[str, Any]:
+    """What `looktwice train expert` wrote of an expert beside its file; released ones have nothing.
+
+    Raises:
+        ExpertFileError: it is no JSON object.
+    """
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return {}
+    try:
+        section = json.loads(beside.read_bytes())
+    except ValueError as error:
+        raise ExpertFileError(f"{beside} is not JSON: {error}") from error
+    if not isinstance(section, dict):
+        raise ExpertFileError(f"{beside} is not a JSON object")
+    return section
 
 
 def check_state(state: dict[str, Tensor], config: ExpertConfig) -> None:

@@ -8,6 +8,7 @@ base view, then a grid.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -131,6 +132,19 @@ class AnyRes:
 
     side: int = 224
     pinpoints: tuple[tuple[int, int], ...] = ((224, 224), (224, 448), (448, 224), (448, 448))
+
+    @classmethod
+    def of_checkpoint(cls, model: str | Path) -> Self:
+        """As the processor of a LLaVA-OneVision checkpoint (folder or hub name) cuts them.
+
+        Raises:
+            OSError, ValueError: there is no such checkpoint.
+        """
+        from transformers import LlavaOnevisionConfig
+
+        config = LlavaOnevisionConfig.from_pretrained(model)
+        pinpoints = tuple((height, width) for height, width in config.image_grid_pinpoints)
+        return cls(config.vision_config.image_size, pinpoints)
 
     def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
         """The canvas (height, width) for a picture of `size` (height, width)."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from looktwice_adapters.llm_tower import LlmTower
 from looktwice_adapters.ltfm import LookTwiceFeatureMatching
 from looktwice_adapters.qformer import QFormer
 from looktwice_adapters.selector import cell_significance, select_tokens
@@ -20,9 +21,18 @@ PEAK_SHARE = 0.02  # of an image's tokens
 
 
 def peak_logit(significance: Tensor) -> Tensor:
-    """Mean logit () of the most significant 2 % of an image's tokens (B, h, w)."""
+    """Mean logit () of the most significant 2 % of some tokens (...)."""
     logit = torch.logit(significance.float().flatten(), 1e-6)
     return logit.topk(max(1, round(PEAK_SHARE * len(logit)))).values.mean()
+
+
+def detail_logit(significance: Tensor) -> Tensor:
+    """What an image's map (B, h, w) says of it: the peak () of its grid of crops.
+
+    Its base view, which comes first, shows the same at half the scale or less; what looks unusual
+    there alone is seldom a defect (measured in docs/training.md).
+    """
+    return peak_logit(significance[1:])
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Calibration:
         if self.peak_scale:
             if significance is None:
                 raise ValueError("this calibration needs the image's significance maps")
-            logit = logit + self.peak_scale * peak_logit(significance)
+            logit = logit + self.peak_scale * detail_logit(significance)
         return torch.sigmoid(logit)
 
     def map(self, significance: Tensor) -> Tensor:
@@ -64,6 +74,7 @@ class ExpertConfig:
     embed_size: int = 512
     key_size: int = 512
     head_size: int = 512
+    matchings: int = 1  # how many, trained from other seeds, the map is the mean of
     tower: TowerConfig = field(default_factory=TowerConfig)
     llm_hidden_size: int | None = None  # the LLM tower's channels, where it is not the expert's own
     calibration: Calibration = field(default_factory=Calibration)
@@ -125,11 +136,18 @@ class AnomalyExpert(LookTwiceFeatureMatching):
     parameters at the top level.
     """
 
+    tower: TimmTower | LlmTower  # the LLM's is given to it where its own process must look
+
     def __init__(self, config: ExpertConfig) -> None:
         """Build an expert of the given sizes with fresh weights."""
         patches = config.tower.grid**2
-        super().__init__(config.level_sizes, config.hidden_size, config.embed_size, patches)
+        sizes = (config.level_sizes, config.hidden_size, config.embed_size, patches)
+        super().__init__(*sizes)
         self.config = config
+        # Of made-up defects each run learns something else; their mean holds for others better.
+        self.others = nn.ModuleList(
+            LookTwiceFeatureMatching(*sizes) for _ in range(config.matchings - 1)
+        )
         self.final_predictor = nn.Sequential(
             nn.Linear(config.hidden_size, config.head_size),
             nn.GELU(),
@@ -145,8 +163,24 @@ class AnomalyExpert(LookTwiceFeatureMatching):
         """Take a file's weights, in float32, to judge with; from here on it cannot be trained."""
         self.load_state_dict({name: value.float() for name, value in state.items()})
         if self.config.tower.name != "llm":
-            fold(self.tower.network)
+            fold(self.own_tower.network)
         return self.eval().requires_grad_(False)
+
+    def significance_map(
+        self, levels: list[Tensor], final: Tensor, crops_per_image: list[int]
+    ) -> Tensor:
+        """Significance (B, h, w) in [0, 1]: the mean of all matchings' maps."""
+        maps = [super().significance_map(levels, final, crops_per_image)]
+        for other in self.others:
+            assert isinstance(other, LookTwiceFeatureMatching)
+            maps.append(other.significance_map(levels, final, crops_per_image))
+        return torch.stack(maps).mean(0)
+
+    @property
+    def own_tower(self) -> TimmTower:
+        """The tower whose weights are in the expert's file; an expert on the LLM's has none."""
+        assert isinstance(self.tower, TimmTower)
+        return self.tower
 
     def forward(
         self, levels: list[Tensor], final: Tensor, crops_per_image: list[int]
@@ -180,7 +214,7 @@ class AnomalyExpert(LookTwiceFeatureMatching):
         """The tapped levels' own tokens L x (B, N, C_l), without what a tower appends to them."""
         if self.config.tower.name == "llm":
             return levels
-        sizes = self.tower.stage_sizes
+        sizes = self.own_tower.stage_sizes
         return [level[..., :size] for level, size in zip(levels, sizes, strict=True)]
 
     def suspicious_tokens(

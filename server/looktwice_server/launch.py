@@ -220,6 +220,7 @@ def expert_section(model: str, expert: Path | None, revision: str | None) -> dic
     from transformers import AutoConfig, AutoTokenizer
 
     from looktwice_adapters.anomaly_prompt import ADVERBS, phrase
+    from looktwice_adapters.checkpoint import section_beside
     from looktwice_server.weights import ExpertSection
 
     try:
@@ -230,7 +231,7 @@ def expert_section(model: str, expert: Path | None, revision: str | None) -> dic
     if config.model_type != "llava_onevision":
         raise SettingsError(f"{model} is a {config.model_type}, not a LLaVA-OneVision checkpoint")
     if expert is not None:
-        section: dict[str, Any] = {"weights": str(expert.resolve())}
+        section = section_beside(expert) | {"weights": str(expert.resolve())}
     elif (own := getattr(config, "anomaly_expert", None)) is not None:
         section = dict(own) | {"weights": str(Path(model, own["weights"]).resolve())}
     else:

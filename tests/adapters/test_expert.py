@@ -1,5 +1,7 @@
 """The anomaly expert against the outputs of the authors' published code."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,19 @@ def tiny_features() -> tuple[list[torch.Tensor], torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     levels = [torch.randn(5, 9, size, generator=generator) for size in (6, 8)]
     return levels, torch.randn(5, 9, 8, generator=generator)
+
+
+def test_the_map_is_the_mean_of_all_matchings():
+    alone = tiny_expert()
+    torch.manual_seed(2)
+    three = AnomalyExpert(replace(alone.config, matchings=3))
+    three.load_state_dict(alone.state_dict(), strict=False)
+    features = *tiny_features(), [3, 2]
+    maps = [matching.significance_map(*features) for matching in (alone, *three.others)]
+    output = three(*features)
+    torch.testing.assert_close(output.significance, torch.stack(maps).mean(0))
+    assert not torch.allclose(output.significance, maps[0], atol=1e-3)
+    assert not torch.equal(output.score, alone(*features).score)
 
 
 def restated_score(expert, levels, final, crops):

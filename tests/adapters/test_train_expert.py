@@ -100,7 +100,7 @@ def test_a_shard_holds_pairs_whose_second_is_defective(shards):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(shards, weights, tmp_path, monkeypatch):
-    whole = train_expert(shards, weights, TRAINING, schedule(6), tmp_path / "whole")
+    whole = train_expert(shards, frozen_tower(weights), TRAINING, schedule(6), tmp_path / "whole")
     from looktwice_adapters.train.run import Run
 
     update = Run.update
@@ -112,15 +112,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(shards, weights, tmp_path, mo
 
     monkeypatch.setattr(Run, "update", interrupted)
     with pytest.raises(InterruptedRunError):
-        train_expert(shards, weights, TRAINING, schedule(6), tmp_path / "parts")
+        train_expert(shards, frozen_tower(weights), TRAINING, schedule(6), tmp_path / "parts")
     monkeypatch.setattr(Run, "update", update)
-    again = train_expert(shards, weights, TRAINING, schedule(6), tmp_path / "parts", resume=True)
+    again = train_expert(
+        shards, frozen_tower(weights), TRAINING, schedule(6), tmp_path / "parts", resume=True
+    )
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
 
 def test_training_tells_the_pictures_it_saw_apart(shards, weights, tmp_path):
-    expert = train_expert(shards[:1], weights, TRAINING, schedule(40), tmp_path)
+    expert = train_expert(shards[:1], frozen_tower(weights), TRAINING, schedule(40), tmp_path)
     with torch.no_grad():
         tokens = expert.tower.tokens([level.float() for level in shards[0].tokens])
         output = expert(*tokens, shards[0].crops_per_image)
@@ -129,7 +131,7 @@ def test_training_tells_the_pictures_it_saw_apart(shards, weights, tmp_path):
 
 
 def test_a_saved_expert_judges_as_before(shards, weights, tmp_path):
-    expert = train_expert(shards, weights, TRAINING, schedule(2), tmp_path / "run")
+    expert = train_expert(shards, frozen_tower(weights), TRAINING, schedule(2), tmp_path / "run")
     name = save_expert(expert, tmp_path)
     section = json.loads((tmp_path / "expert.json").read_text())
     loaded = load_expert(tmp_path / "expert.safetensors", ExpertConfig.from_dict(section))

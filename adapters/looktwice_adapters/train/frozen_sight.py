@@ -20,6 +20,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
 
 from looktwice_adapters.anomaly_map import find_regions, stitch
 from looktwice_adapters.anomaly_prompt import adverb_index
+from looktwice_adapters.checkpoint import section_beside
 from looktwice_adapters.datasets import read_image
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig, ExpertOutput
 from looktwice_adapters.facts import facts_sentence
@@ -57,7 +58,8 @@ def read_section(folder: Path, expert: Path | None) -> tuple[Path, ExpertConfig 
         ValueError: neither names an expert.
     """
     if expert is not None:
-        return expert, None
+        beside = section_beside(expert)
+        return expert, ExpertConfig.from_dict(beside) if beside else None
     section = json.loads((folder / "config.json").read_text()).get("anomaly_expert")
     if section is None:
         raise ValueError(f"{folder} brings no anomaly expert: name its file with --expert")

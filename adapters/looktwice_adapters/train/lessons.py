@@ -68,7 +68,7 @@ class Towers:
         self, picture: NDArray[np.uint8], mask: NDArray[np.bool_], rng: np.random.Generator
     ) -> Lesson:
         """What both see of a picture (H, W, 3) with a mask (H, W)."""
-        anyres, tower = self.detector.anyres, self.detector.expert.tower
+        anyres, tower = self.detector.anyres, self.detector.expert.own_tower
         crops = (anyres.crops(picture).float() / 255 - 0.5) / 0.5
         cover = anyres.crop_masks(mask, tower.config.grid)
         chosen = kept(cover, rng) if len(crops) > 1 else [0]

@@ -1,0 +1,118 @@
+"""An expert on the LLM's own tower, as published: tapped, trained, saved, loaded, judging."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from looktwice_adapters.checkpoint import load_expert, section_beside
+from looktwice_adapters.datasets import AnyRes, read_image
+from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.expert import ExpertConfig
+from looktwice_adapters.llm_tower import PUBLISHED, LlmTower, tapped
+from looktwice_adapters.train.expert import ExpertTraining, save_expert, train_expert
+from looktwice_adapters.train.features import Shard, ShardPlan, make_shard, read_shard
+from looktwice_adapters.train.frozen_sight import read_section
+from looktwice_adapters.train.run import Schedule
+from looktwice_server.launch import CHECKOUT_MODELS, expert_section
+
+NANO = CHECKOUT_MODELS / "nano"
+SCRATCHED = Path(__file__).parents[2] / "examples" / "scratched.png"
+TRAINING = ExpertTraining(pairs=2, embed_size=16, key_size=16)
+
+
+@pytest.fixture(scope="module")
+def tower() -> LlmTower:
+    return LlmTower.from_checkpoint(NANO)
+
+
+@pytest.fixture(scope="module")
+def shards(tower: LlmTower, tmp_path_factory: pytest.TempPathFactory) -> list[Shard]:
+    plan = ShardPlan(
+        tmp_path_factory.mktemp("features"),
+        weights=None,
+        kinds=("lesion", "dead_area"),
+        pairs=3,
+        anyres=AnyRes.of_checkpoint(NANO),
+        grid=tower.config.grid,
+    )
+    return [read_shard(make_shard(plan, 0))]
+
+
+@pytest.fixture(scope="module")
+def trained(tower: LlmTower, shards: list[Shard], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an expert that was trained for a few steps."""
+    folder = tmp_path_factory.mktemp("expert")
+    schedule = Schedule(3, 1e-3, warmup=1, save_every=3, log_every=1)
+    save_expert(train_expert(shards, tower, TRAINING, schedule, folder), folder)
+    return folder / "expert.safetensors"
+
+
+def test_it_is_tapped_at_the_published_depths() -> None:
+    assert tapped(26, 27) == PUBLISHED
+    assert tapped(8, 8).levels == (2, 4, 6, 8)
+
+
+def test_its_tokens_are_the_hidden_states_of_the_checkpoints_tower(tower: LlmTower) -> None:
+    whole = LlavaOnevisionForConditionalGeneration.from_pretrained(NANO).float()
+    pixels = torch.randn(9, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        states = whole.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+    levels, final = LlmTower(tower.config, tower.vision.float())(pixels)
+    assert [tuple(level.shape) for level in levels] == [(9, 64, 192)] * 4
+    for layer, level in zip(tower.config.levels, levels, strict=True):
+        torch.testing.assert_close(level, states[layer])
+    torch.testing.assert_close(final, states[-1])
+
+
+def test_a_shard_for_it_holds_the_crops(shards: list[Shard]) -> None:
+    [crops] = shards[0].tokens
+    assert crops.dtype == torch.uint8
+    assert crops.shape[1:] == (3, 224, 224)
+    assert shards[0].masks.shape == (len(crops), 8, 8)
+
+
+def test_what_learns_is_saved_and_the_tower_is_not(trained: Path, tower: LlmTower) -> None:
+    state = load_file(trained)
+    assert not [name for name in state if name.startswith("tower.")]
+    expert = load_expert(trained, ExpertConfig.from_dict(section_beside(trained)))
+    assert expert.config.tower == tower.config
+    assert float((expert.negative_embedding - expert.positive_embedding).norm()) > 0
+
+
+def test_training_moves_every_part_of_the_expert_and_nothing_of_the_tower(
+    tower: LlmTower, shards: list[Shard], tmp_path: Path
+) -> None:
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+
+    def after(steps: int) -> dict[str, torch.Tensor]:
+        schedule = Schedule(steps, 1e-3, warmup=1, save_every=9, log_every=9)
+        expert = train_expert(shards, tower, TRAINING, schedule, tmp_path / str(steps))
+        return {n: v for n, v in expert.state_dict().items() if not n.startswith("tower.")}
+
+    start, end = after(0), after(4)
+    assert [name for name in start if torch.equal(start[name], end[name])] == []
+    for name, value in tower.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_checkpoint_with_it_judges_in_process_and_is_taken_by_the_server(
+    trained: Path, tmp_path: Path
+) -> None:
+    served = expert_section(str(NANO), trained, None)
+    assert served["tower"]["name"] == "llm"
+    assert read_section(NANO, trained)[1].tower.levels == (2, 4, 6, 8)
+
+    folder = tmp_path / "nano"
+    shutil.copytree(NANO, folder, ignore=shutil.ignore_patterns("expert.*"))
+    config = json.loads((folder / "config.json").read_text())
+    config["anomaly_expert"] = section_beside(trained) | {"weights": trained.name}
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(trained, folder)
+    judgement = Detector.from_folder(folder).judge(read_image(SCRATCHED))
+    assert 0 <= judgement.score <= 1
+    assert judgement.anomaly_map.shape == read_image(SCRATCHED).shape[:2]
