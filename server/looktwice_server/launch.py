@@ -15,6 +15,11 @@ from looktwice_server.supervisor import end_with_parent, is_child, supervise
 PLUGINS = ("looktwice", "looktwice_routes")
 COMPILING = ("--no-enforce-eager", "--compilation-config", "-O")  # flags that ask for it
 SIZING = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
+OWN = {  # flags of vLLM's whose value is LookTwice's to choose
+    "--limit-mm-per-prompt": "LOOKTWICE_MAX_IMAGES says how many pictures a request may have",
+    "--mm-processor-cache-gb": "every picture of a request is inspected, which that cache skips",
+    "--worker-extension-cls": "LookTwice's own inspects the pictures",
+}
 CPU_CACHE_BYTES = 2 * 2**30  # of the language model's keys and values
 CHECKOUT_MODELS = Path(__file__).parents[2] / "models"
 
@@ -156,7 +161,7 @@ def vllm_arguments(model: str, flags: list[str]) -> Namespace:
     """Parse vLLM's own flags.
 
     Raises:
-        SettingsError: one of them would let unchecked data reach the worker.
+        SettingsError: one of them would let unchecked data reach the worker, or is not the user's.
     """
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -187,6 +192,10 @@ def vllm_arguments(model: str, flags: list[str]) -> Namespace:
     for flag, given in refused.items():
         if given:
             raise SettingsError(f"{flag} does not work with inspections; leave it out")
+    for flag, why in OWN.items():
+        name = flag.removeprefix("--").replace("-", "_")
+        if getattr(args, name) != parser.get_default(name):
+            raise SettingsError(f"{flag} cannot be set: {why}; leave it out")
     return args
 
 

@@ -150,21 +150,6 @@ class LookTwiceMultiModalProcessor(LlavaOnevisionMultiModalProcessor):
         """
         return super()._get_mm_hashes(replace(inputs, mm_uuid_items=None))
 
-    def _merge_mm_kwargs(  # type: ignore[no-untyped-def]  # vLLM's signature, passed on
-        self, cache, mm_hashes, mm_is_cached, mm_missing_kwargs, mm_missing_prompt_updates
-    ):
-        missing = [
-            mm_hash
-            for mm_hash, cached in zip(
-                mm_hashes.get("image", ()), mm_is_cached.get("image", ()), strict=True
-            )
-            if not cached
-        ]
-        _add_keys(mm_missing_kwargs, missing)
-        return super()._merge_mm_kwargs(
-            cache, mm_hashes, mm_is_cached, mm_missing_kwargs, mm_missing_prompt_updates
-        )
-
     def _apply_hf_processor(self, inputs, timing_ctx):  # type: ignore[no-untyped-def]
         result = super()._apply_hf_processor(inputs, timing_ctx)
         _add_keys(result.kwargs, result.hashes.get("image", []))

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,12 +14,14 @@ from looktwice_adapters.checkpoint import load_expert, section_beside
 from looktwice_adapters.datasets import AnyRes, read_image
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import ExpertConfig
+from looktwice_adapters.few_shot import build
 from looktwice_adapters.llm_tower import PUBLISHED, LlmTower, tapped
 from looktwice_adapters.train.expert import ExpertTraining, save_expert, train_expert
 from looktwice_adapters.train.features import Shard, ShardPlan, make_shard, read_shard
 from looktwice_adapters.train.frozen_sight import read_section
 from looktwice_adapters.train.run import Schedule
 from looktwice_server.launch import CHECKOUT_MODELS, expert_section
+from tests.punched_plates import plate
 
 NANO = CHECKOUT_MODELS / "nano"
 SCRATCHED = Path(__file__).parents[2] / "examples" / "scratched.png"
@@ -100,19 +103,37 @@ def test_training_moves_every_part_of_the_expert_and_nothing_of_the_tower(
         assert torch.equal(value, before[name]), name
 
 
-def test_a_checkpoint_with_it_judges_in_process_and_is_taken_by_the_server(
-    trained: Path, tmp_path: Path
-) -> None:
-    served = expert_section(str(NANO), trained, None)
-    assert served["tower"]["name"] == "llm"
-    assert read_section(NANO, trained)[1].tower.levels == (2, 4, 6, 8)
-
-    folder = tmp_path / "nano"
+@pytest.fixture(scope="module")
+def detector(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    """Of a checkpoint that brings the trained expert."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "nano"
     shutil.copytree(NANO, folder, ignore=shutil.ignore_patterns("expert.*"))
     config = json.loads((folder / "config.json").read_text())
     config["anomaly_expert"] = section_beside(trained) | {"weights": trained.name}
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(trained, folder)
-    judgement = Detector.from_folder(folder).judge(read_image(SCRATCHED))
+    return Detector.from_folder(folder)
+
+
+def test_a_checkpoint_with_it_judges_in_process(detector: Detector) -> None:
+    picture = read_image(SCRATCHED)
+    judgement = detector.judge(picture)
     assert 0 <= judgement.score <= 1
-    assert judgement.anomaly_map.shape == read_image(SCRATCHED).shape[:2]
+    assert judgement.anomaly_map.shape == picture.shape[:2]
+
+
+def test_references_are_compared_by_its_tokens(detector: Detector) -> None:
+    good = [np.array(plate(seed)) for seed in range(4)]
+    looked, grid = detector.look_alike(good)
+    reference = build(looked, grid=grid).reference
+    unseen, square = (
+        detector.judge(np.array(plate(seed, square=defect)), reference)
+        for seed, defect in ((100, False), (101, True))
+    )
+    assert unseen.score < square.score
+    assert unseen.verdict == "normal"
+
+
+def test_the_server_and_stage_2_take_it_with_its_sizes(trained: Path) -> None:
+    assert expert_section(str(NANO), trained, None)["tower"]["name"] == "llm"
+    assert read_section(NANO, trained)[1].tower.levels == (2, 4, 6, 8)

@@ -53,6 +53,9 @@ def test_a_cpu_without_bfloat16_serves_in_float32_unless_told(monkeypatch, has, 
         ["--enable-mm-embeds"],
         ["--grpc"],
         ["--trust-request-mm-kwargs"],
+        ["--limit-mm-per-prompt", '{"image": 2}'],
+        ["--mm-processor-cache-gb", "1"],
+        ["--worker-extension-cls", "mine.Worker"],
     ],
 )
 def test_what_cannot_work_with_inspections_is_refused_by_name(flags):
