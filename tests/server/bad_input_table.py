@@ -343,7 +343,7 @@ def references() -> Iterator[Row]:
         options = {"reference_images": chosen}
         yield Row(f"reference_images {chosen}", chat(image(good), QUESTION, inspection=options))
     both = {"reference": "cup", "reference_images": [0]}
-    yield Row("reference and reference_images", chat(image(good), QUESTION, inspection=both), 404)
+    yield Row("reference and reference_images", chat(image(good), QUESTION, inspection=both))
 
 
 SECTIONS = {
