@@ -29,6 +29,7 @@ from looktwice_adapters.few_shot import (
     look,
 )
 from looktwice_adapters.recut import Cut, Grid
+from looktwice_adapters.threshold import NormalScores
 
 SIDE = 128  # pixels of the longer side at which maps and masks are compared
 SPARE = 60  # normal pictures that a test of the promise needs beside the references
@@ -127,6 +128,10 @@ class Product:
     def grid_of(self, references: list[Picture]) -> Grid:
         return common_grid([self.detector.grid(one.shape) for one in references])
 
+    @property
+    def prior(self) -> NormalScores:
+        return self.detector.expert.config.calibration.normal_scores
+
     def looked(self, pictures: list[Picture], grid: Grid) -> list[Looked]:
         return [picture.looked(self.detector, grid) for picture in pictures]
 
@@ -142,7 +147,7 @@ class Product:
         references, test = self.split(shots, seed)
         grid = self.grid_of(references)
         seen, pictures = self.looked(references, grid), self.looked(test, grid)
-        reference = build(seen, grid=grid).reference
+        reference = build(seen, grid=grid, prior=self.prior).reference
         thin = build(seen, grid=grid, patches=len(reference.bank) // 10).reference
         found = [evidence(reference.bank, one) for one in pictures]
         plain = [
@@ -188,7 +193,8 @@ class Product:
         for _ in range(draws):
             references = drawn(good, count, rng)
             grid = self.grid_of(references)
-            reference = build(self.looked(references, grid), rate=rate, grid=grid).reference
+            looked = self.looked(references, grid)
+            reference = build(looked, rate=rate, grid=grid, prior=self.prior).reference
             for group, said in ((good, alarms), (bad, detections)):
                 rest = [p for p in group if p not in references]
                 verdicts = [reference.judge(one).verdict for one in self.looked(rest, grid)]

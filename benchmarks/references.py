@@ -69,7 +69,12 @@ def in_process(folder: Path, pictures: int) -> None:
     detector = Detector.from_folder(folder)
     looked = [detector.look(np.array(plate(seed))) for seed in range(16)]
     start = time.process_time()
-    references = {0: None, 1: build(looked[:1]).reference, 16: build(looked).reference}
+    prior = detector.expert.config.calibration.normal_scores
+    references = {
+        0: None,
+        1: build(looked[:1], prior=prior).reference,
+        16: build(looked, prior=prior).reference,
+    }
     print(f"bank, coreset and leave-one-out of 16 pictures: {time.process_time() - start:.1f} s\n")
     times: dict[int, list[float]] = {count: [] for count in references}
     for number in range(pictures):

@@ -64,7 +64,7 @@ class AnomalyGPTConfig:
         values = dict(section)
         for name in ("level_sizes", "channels"):
             values[name] = tuple(values[name])
-        values["calibration"] = Calibration(**values["calibration"])
+        values["calibration"] = Calibration.from_dict(values["calibration"])
         return cls(**values)
 
 

@@ -15,6 +15,7 @@ from looktwice_adapters.llm_tower import LlmTower
 from looktwice_adapters.ltfm import LookTwiceFeatureMatching
 from looktwice_adapters.qformer import QFormer
 from looktwice_adapters.selector import cell_significance, select_tokens
+from looktwice_adapters.threshold import NORMAL, NormalScores
 from looktwice_adapters.towers import TimmTower, TowerConfig, fold
 
 PEAK_SHARE = 0.02  # of an image's tokens
@@ -44,6 +45,15 @@ class Calibration:
     map_scale: float = 1.0
     map_bias: float = 0.0
     peak_scale: float = 0.0  # weight of the map's peak in the score; 0: the head alone
+    normal_scores: NormalScores = NORMAL  # of good pictures against references
+
+    @classmethod
+    def from_dict(cls, section: dict[str, Any]) -> "Calibration":
+        """Read the `calibration` part of a section; unknown keys raise TypeError."""
+        values = dict(section)
+        if "normal_scores" in values:
+            values["normal_scores"] = NormalScores(**values["normal_scores"])
+        return cls(**values)
 
     def score(self, raw: Tensor, significance: Tensor | None = None) -> Tensor:
         """Calibrated score () of one image.
@@ -88,7 +98,7 @@ class ExpertConfig:
         if "tower" in values:
             values["tower"] = TowerConfig.from_dict(values["tower"])
         if "calibration" in values:
-            values["calibration"] = Calibration(**values["calibration"])
+            values["calibration"] = Calibration.from_dict(values["calibration"])
         return cls(**values)
 
 

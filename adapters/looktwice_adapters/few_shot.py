@@ -25,7 +25,7 @@ from looktwice_adapters.expert import PEAK_SHARE, AnomalyExpert, Calibration
 from looktwice_adapters.facts import Verdict
 from looktwice_adapters.memory_bank import MemoryBank
 from looktwice_adapters.recut import Grid
-from looktwice_adapters.threshold import NormalScores, Threshold, outliers
+from looktwice_adapters.threshold import NORMAL, NormalScores, Threshold, outliers
 
 NEIGHBOURHOOD = 3  # tokens a side that are averaged
 SMALLEST_DISTANCE = 0.01  # nearer is the same patch
@@ -33,7 +33,7 @@ EXPERT_WEIGHT = 0.075  # of the expert's calibrated logit, beside the logarithm 
 EXPERT_LIMIT = 6.0  # of that logit: beyond, it says nothing more
 SLOPE = 10.0  # of the calibrated logit, a unit of evidence
 PATCHES = 4096  # of a bank; more is thinned
-NORMAL = NormalScores(mean=-2.15, between=0.45, deviation=0.15, degrees=3.0)
+FEW = 4  # pictures of a product that are each the only reference once
 
 
 class Looked(NamedTuple):
@@ -175,6 +175,7 @@ def build(
     copies: Sequence[list[Tensor]] = (),
     grid: Grid | None = None,
     patches: int = PATCHES,
+    prior: NormalScores = NORMAL,
 ) -> Built:
     """A product's reference from its normal images.
 
@@ -186,6 +187,7 @@ def build(
         copies: of each image the tokens of its turned and mirrored copies, which leave with it.
         grid: that all of them were cut on.
         patches: size of the bank.
+        prior: what scores of good pictures look like, by the calibration of who suspects.
 
     Raises:
         ValueError: no images.
@@ -215,16 +217,42 @@ def build(
     others = [
         [image_evidence(evidence(bank, p)) for p in group] for group in (calibration, defects)
     ]
-    threshold = Threshold.fit(own, rate, calibration=others[0], defects=others[1], prior=NORMAL)
+    threshold = Threshold.fit(own, rate, calibration=others[0], defects=others[1], prior=prior)
     said = [
         f"{names[number]} is the same picture as {names[first]} and was left out"
         for number, first in twins.items()
     ]
     said += [
         f"{names[numbers[index]]} looks unlike the others: is it broken, or of another product?"
-        for index in outliers(own, NORMAL.deviation)
+        for index in outliers(own, prior.deviation)
     ]
     return Built(Reference(bank, threshold, grid), said + _warnings(others[1], threshold))
+
+
+def normal_scores(products: Sequence[Sequence[Looked]]) -> NormalScores:
+    """What scores of good pictures look like, of some products' good pictures.
+
+    A few pictures of each product are its only reference in turn, and judge its other ones.
+
+    Args:
+        products: two or more, of three or more good pictures each.
+    """
+    means, deviations = [], []
+    for pictures in products:
+        for number, alone in enumerate(pictures[:FEW]):
+            bank = MemoryBank.of([alone.tokens]).to(dtype=torch.half)
+            others = [one for index, one in enumerate(pictures) if index != number]
+            scores = torch.tensor([image_evidence(evidence(bank, one)) for one in others])
+            means.append(float(scores.mean()))
+            deviations.append(float(scores.std()))
+    of_products = torch.tensor(means).split([min(FEW, len(one)) for one in products])
+    centres = torch.stack([part.mean() for part in of_products])
+    return NormalScores(
+        mean=float(centres.mean()),
+        between=float(centres.std()),
+        products=len(products),
+        deviation=float(torch.tensor(deviations).median()),
+    )
 
 
 def _twins(images: Sequence[Looked]) -> dict[int, int]:

@@ -54,6 +54,9 @@ class NormalScores:
         return float(values.mean()) + spread * float(student.ppf(1 - rate, degrees))
 
 
+NORMAL = NormalScores(mean=-2.15, between=0.45, deviation=0.15)  # where a checkpoint tells none
+
+
 @dataclass(frozen=True)
 class Threshold:
     """Where a product's verdict flips, and what that promises."""

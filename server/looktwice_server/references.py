@@ -18,6 +18,7 @@ from torch import Tensor
 
 from looktwice_adapters.few_shot import Built, Looked, build, common_grid
 from looktwice_adapters.recut import Grid
+from looktwice_adapters.threshold import NORMAL, NormalScores
 from looktwice_server.errors import (
     ExpertUnavailable,
     ReferenceOutdated,
@@ -57,12 +58,14 @@ class References:
         inspections: Inspections,
         expert: str,
         settings: Settings,
+        prior: NormalScores = NORMAL,
     ) -> None:
-        """Take the store, who asks the workers, and the hash of the served expert."""
+        """Take the store, who asks the workers, the hash of the served expert and its prior."""
         self.store = store
         self._inspections = inspections
         self._expert = expert
         self._settings = settings
+        self._prior = prior
         self._one_at_a_time = asyncio.Lock()
         self._one_conversation_at_a_time = asyncio.Lock()  # waits for no named reference
         self._inline: OrderedDict[tuple[str, ...], str] = OrderedDict()
@@ -206,6 +209,7 @@ class References:
             copies=[one.copies for one in images] if images[0].copies else (),
             grid=grid,
             patches=self._settings.reference_patches,
+            prior=self._prior,
         )
         thumbnails = {
             f"thumbnail.{i}": torch.frombuffer(bytearray(one.thumbnail), dtype=torch.uint8)

@@ -178,6 +178,7 @@ class LookTwice:
             inspections,
             self.expert,
             settings,
+            calibration.normal_scores,
         )
         self.chat = InspectingChat.around(chat, inspections, self.references, settings.max_images)
 

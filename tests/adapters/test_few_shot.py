@@ -13,7 +13,9 @@ from looktwice_adapters.few_shot import (
     common_grid,
     evidence,
     image_evidence,
+    normal_scores,
 )
+from looktwice_adapters.threshold import NormalScores
 from tests.punched_plates import plate
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
@@ -74,6 +76,30 @@ def test_a_file_gives_back_the_reference_bit_for_bit(built, looked, tmp_path):
     assert again.threshold == built.reference.threshold
     assert again.judge(picture).score == built.reference.judge(picture).score
     assert built.reference.encode({"made": "here"}) == path.read_bytes()
+
+
+def test_what_scores_of_good_pictures_look_like_is_told_by_products(plates, looked):
+    products = [plates[:3], [looked(plate(seed).rotate(90)) for seed in (50, 51, 52, 53)]]
+
+    def score(alone, other):
+        return image_evidence(evidence(build([alone]).reference.bank, other))
+
+    scores = [
+        [[score(alone, other) for other in one if other is not alone] for alone in one]
+        for one in products
+    ]
+    means = [np.mean([value for each in product for value in each]) for product in scores]
+    deviations = [np.std(each, ddof=1) for product in scores for each in product]
+    told = normal_scores(products)
+    assert told.products == 2
+    assert told.mean == pytest.approx(np.mean(means), abs=1e-5)
+    assert told.between == pytest.approx(np.std(means, ddof=1), abs=1e-5)
+    assert told.deviation == pytest.approx(np.sort(deviations)[3], abs=1e-5)
+
+
+def test_a_prior_moves_the_threshold_of_few_pictures(plates):
+    high, low = (build(plates[:1], prior=NormalScores(mean=mean)).reference for mean in (0, -2))
+    assert high.threshold.value == pytest.approx(low.threshold.value + 2)
 
 
 def test_most_of_the_references_say_how_pictures_are_cut():

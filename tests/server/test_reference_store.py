@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from looktwice_adapters.few_shot import NORMAL, Reference
+from looktwice_adapters.few_shot import Reference
 from looktwice_adapters.memory_bank import MemoryBank
-from looktwice_adapters.threshold import Threshold
+from looktwice_adapters.threshold import NORMAL, Threshold
 from looktwice_server import reference_store
 from looktwice_server.errors import (
     ReferenceOutdated,

@@ -170,7 +170,8 @@ class ExpertJudge:
         self.reference = None
         if references:
             looked, grid = self.detector.look_alike([read_sample(one) for one in references])
-            self.reference = build(looked, grid=grid).reference
+            prior = self.detector.judging.config.calibration.normal_scores
+            self.reference = build(looked, grid=grid, prior=prior).reference
 
     def judge(self, sample: Sample) -> Judgement:
         """Score, verdict and map of one sample."""

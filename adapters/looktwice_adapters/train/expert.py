@@ -30,6 +30,7 @@ from looktwice_adapters.datasets import (
 )
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import AnomalyExpert, Calibration, ExpertConfig, detail_logit
+from looktwice_adapters.few_shot import normal_scores
 from looktwice_adapters.llm_tower import LlmTower
 from looktwice_adapters.losses import dice_loss, focal_loss, image_loss
 from looktwice_adapters.synthesis import DEFECTS
@@ -51,6 +52,7 @@ COVERED = 0.25  # share of a token from which on it counts as defective
 LEARNING_RATE = 3e-3
 HELD_OUT_SHARDS = 2  # of 64 pairs, of the kinds that never train
 CALIBRATION_IMAGES = 40  # of each class of each product
+GOOD_IMAGES = 12  # of a product, that are compared with each other
 START = 0.01  # how far apart the two embeddings start; their own size is about 1
 EDGE = 1e-6  # probabilities are kept this far from 0 and 1
 
@@ -303,15 +305,16 @@ def fitted_calibration(
 ) -> Calibration:
     """A detector's calibration, fitted on test pictures of data sets.
 
-    At most `limit` pictures of each class of each product are drawn, by seed.
+    At most `limit` pictures of each class of each product are drawn, by seed. What scores of good
+    pictures look like is told by products that have enough of them, where there are two or more.
     """
     rng = np.random.default_rng(seed)
-    named = [
-        (root.name, sample)
+    drawn = [
+        (root.name, _drawn(read_product(folder, name), limit, rng))
         for root in folders
         for name, folder in products(root).items()
-        for sample in _drawn(read_product(folder, name), limit, rng)
     ]
+    named = [(name, sample) for name, samples in drawn for sample in samples]
     scores, significant, peaks, pixels, covered = [], [], [], [], []
     for _, sample in tqdm(named, desc="calibration", unit="image"):
         score, significance, whole = detector.raw(read_image(sample.path))
@@ -322,7 +325,7 @@ def fitted_calibration(
         if mask is not None:
             pixels.append(whole[4::8, 4::8].flatten())
             covered.append(torch.from_numpy(mask[4::8, 4::8].copy()).flatten())
-    return calibrate(
+    fitted = calibrate(
         torch.stack(scores),
         torch.stack(significant),
         np.array([sample.anomalous for _, sample in named]),
@@ -331,6 +334,16 @@ def fitted_calibration(
         torch.cat(pixels),
         torch.cat(covered),
     )
+    detector.judging.config = replace(detector.judging.config, calibration=fitted)
+    good = [[s for s in samples if not s.anomalous][:GOOD_IMAGES] for _, samples in drawn]
+    good = [samples for samples in good if len(samples) == GOOD_IMAGES]
+    if len(good) < 2:
+        return fitted
+    looked = [
+        detector.look_alike([read_image(sample.path) for sample in samples])[0]
+        for samples in tqdm(good, desc="references", unit="product")
+    ]
+    return replace(fitted, normal_scores=normal_scores(looked))
 
 
 def _drawn(samples: list[Sample], limit: int, rng: np.random.Generator) -> list[Sample]:
