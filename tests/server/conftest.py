@@ -18,5 +18,6 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         LOOKTWICE_EMBEDDINGS_CACHED_MB="1",
         LOOKTWICE_REFERENCES=str(log.parent / "references"),
         LOOKTWICE_MAX_REFERENCES="2",
+        LOOKTWICE_REFERENCE_TOKENS_MB="8",
     ) as running:
         yield running

@@ -35,6 +35,14 @@ SQUARE = data_uri(encoded(plate(101, square=True)))
 QUESTION = text("Is there any defect?")
 
 
+def stripes(seed: int) -> Image.Image:
+    """A part whose texture has a direction."""
+    rng = np.random.default_rng(seed)
+    waves = 128 + 60 * np.sin(np.arange(320) / 3 + rng.uniform(0, 6))
+    grey = (waves + rng.normal(0, 4, (320, 320))).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
 def put(server: Server, name: str, images=GOOD, **keys) -> Answer:
     path = f"/v1/references/{name}"
     return ask(server, Sent(path, {"images": images, **keys}, "PUT"), timeout=120)
@@ -79,7 +87,9 @@ def test_what_only_the_reference_reveals_is_found_with_it(server, plates):
     assert against["reference"] == {"name": "plates", "version": plates["version"]}
     assert against["p_value"] == pytest.approx(1 / 7)
     assert against["regions"]
-    assert inspected(server, UNSEEN, reference="plates")["verdict"] != "anomalous"
+    unseen = inspected(server, UNSEEN, reference="plates")
+    assert unseen["verdict"] != "anomalous"
+    assert (against["severity"], unseen["severity"]) == ("highly", "slightly")
 
 
 def test_the_model_is_told_and_its_words_follow(server, plates):
@@ -156,6 +166,43 @@ def test_another_products_picture_is_warned_about(server):
     get(server, "/mixed", "DELETE")
 
 
+def test_a_scratched_picture_among_the_good_ones_is_warned_about(server):
+    scratched = data_uri(encoded(plate(7, scratched=True)))
+    answer = put(server, "scratched", [*GOOD[:3], scratched, *GOOD[3:]])
+    assert answer.data["warnings"][0].startswith("image 3 looks unlike the others")
+    get(server, "/scratched", "DELETE")
+
+
+def test_turned_copies_make_a_turned_part_normal_and_leave_with_their_picture(server):
+    good = [data_uri(encoded(stripes(seed))) for seed in range(5)]
+    turned = data_uri(encoded(stripes(9).rotate(90)))
+    plain = put(server, "stripes", good).data
+    assert inspected(server, turned, reference="stripes")["verdict"] == "anomalous"
+    more = put(server, "stripes", good, augment=True).data
+    assert inspected(server, turned, reference="stripes")["verdict"] == "normal"
+    # A mirrored copy that stayed would be its picture's likeness: the threshold would fall.
+    assert more["threshold"] == pytest.approx(plain["threshold"], abs=0.2)
+    get(server, "/stripes", "DELETE")
+
+
+def test_extra_good_pictures_set_the_threshold_that_their_number_promises(server):
+    more = [data_uri(encoded(plate(300 + seed))) for seed in range(19)]
+    asked = {"calibration_images": more[:9], "false_alarm_rate": 0.1}
+    assert put(server, "calibrated", GOOD[:2], **asked).data["promised_rate"] == 0.1
+    made = put(server, "calibrated", GOOD[:2], calibration_images=more).data
+    assert (made["promised_rate"], made["images"], made["warnings"]) == (0.05, 2, [])
+    assert inspected(server, SQUARE, reference="calibrated")["verdict"] == "anomalous"
+    get(server, "/calibrated", "DELETE")
+
+
+def test_known_defects_make_the_threshold_of_few_pictures_stricter(server):
+    loose = put(server, "strict", GOOD[:2]).data["threshold"]
+    strict = put(server, "strict", GOOD[:2], defect_images=[SQUARE]).data
+    assert strict["threshold"] < loose
+    assert not any("known defects" in warning for warning in strict["warnings"])
+    get(server, "/strict", "DELETE")
+
+
 def test_a_removed_reference_is_unknown_to_all_routes(server):
     put(server, "short-lived", GOOD[:2])
     assert get(server, "/short-lived", "DELETE").data == {
@@ -199,9 +246,33 @@ def test_an_update_under_way_leaves_each_answer_with_one_version(two_processes):
             told = [rest for picture, of, *rest in answers if (picture, of) == (number, version)]
             assert len({score for score, _ in told}) <= 1, told
             assert len({words for _, words in told if words}) <= 1, told
-    put(two_processes, "moving", GOOD[:3])
-    assert inspected(two_processes, SQUARE, reference="moving")["reference"]["version"] == old
+    # Each answer has the score that its version gives when nothing moves.
+    for version, good in ((new, GOOD[3:]), (old, GOOD[:3])):
+        assert put(two_processes, "moving", good).data["version"] == version
+        for number, url in enumerate(pictures):
+            score = inspected(two_processes, url, reference="moving")["score"]
+            told = {s for picture, of, s, _ in answers if (picture, of) == (number, version)}
+            assert told <= {score}
     get(two_processes, "/moving", "DELETE")
+
+
+def test_of_two_puts_of_one_name_at_once_one_stands_whole(two_processes):
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda good: put(two_processes, "both", good), (GOOD[:2], GOOD[2:5])))
+    card = get(two_processes, "/both").data
+    assert card in [answer.data for answer in made]
+    assert (
+        inspected(two_processes, UNSEEN, reference="both")["reference"]["version"]
+        == (card["version"])
+    )
+    get(two_processes, "/both", "DELETE")
+
+
+def test_more_pictures_than_the_memory_holds_are_a_507_and_change_nothing(two_processes):
+    answer = put(two_processes, "large", GOOD * 4)
+    assert answer.status == 507
+    assert "more than 8 MB of memory hold while a reference is made" in answer.error["message"]
+    assert get(two_processes).data["data"] == []
 
 
 def test_every_api_process_knows_a_change_at_once(two_processes):
