@@ -15,7 +15,7 @@ from langchain_tests.integration_tests import ToolsIntegrationTests
 from mcp import Client, StdioServerParameters
 from PIL import Image
 
-from looktwice_clients import AsyncInspector, Inspection, Inspector
+from looktwice_clients import AsyncInspector, Inspection, Inspector, draw_overlay
 from looktwice_clients.allowed_pictures import AllowedPictures
 from looktwice_clients.cli import run
 from looktwice_clients.doctor import server as examine_server
@@ -215,5 +215,10 @@ def test_the_commands_drive_the_real_server(
     assert run(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["path"] == str(SCRATCHED)
-    assert Image.open(overlay).size[0] == 640
+    drawn = Image.open(overlay).convert("RGB")
+    with Inspector(server.url) as inspector:
+        inspected = inspector.inspect(SCRATCHED)
+        told = inspector.ask(SCRATCHED, "Any defect?", map=True).inspections[0]
+    for inspection in (inspected, told):
+        assert drawn.tobytes() == draw_overlay(SCRATCHED, inspection).convert("RGB").tobytes()
     assert [finding.state for finding in examine_server(server.url)] == ["ok"]

@@ -102,18 +102,22 @@ def test_of_two_writers_of_one_name_one_stands_whole(tmp_path):
     assert store.path(store.card("part").version).read_bytes() in (made(1), made(2))
 
 
-def test_a_full_disk_is_said_and_changes_nothing(store, monkeypatch):
+@pytest.mark.parametrize("written", [0, 1])  # nothing, or the version and then not its name
+def test_a_full_disk_is_said_and_changes_nothing(store, monkeypatch, written):
     before = add(store, "part", made(1))
+    room = iter(range(written))
 
     def full(_descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(reference_store.os, "fsync", full)
     with pytest.raises(StoreFull, match="the disk is full; nothing was changed") as caught:
         add(store, "part", made(2))
     assert caught.value.status == 507
     assert store.card("part").version == before
-    assert not list(store.path("x").parent.glob("*.part"))
+    assert [card.version for card in store.cards()] == [before]
+    assert not list(store.path("x").parent.parent.rglob("*.part"))
 
 
 def test_a_corrupt_file_is_refused_by_its_hash(store):

@@ -89,7 +89,7 @@ def test_what_only_the_reference_reveals_is_found_with_it(server, plates):
     assert against["regions"]
     unseen = inspected(server, UNSEEN, reference="plates")
     assert unseen["verdict"] != "anomalous"
-    assert (against["severity"], unseen["severity"]) == ("highly", "slightly")
+    assert (against["severity"], unseen["severity"]) == ("highly", "moderately")
 
 
 def test_the_model_is_told_and_its_words_follow(server, plates):
