@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 
 from looktwice_clients.chatbot import fragments
+from looktwice_clients.chatbot.history import PAGE
 from looktwice_clients.chatbot.station import Station
 from looktwice_clients.chatbot.wording import wording
 from looktwice_clients.errors import DatabaseError
@@ -274,6 +275,14 @@ def test_a_history_that_cannot_be_written_is_told_and_the_result_stays(
     page = play(lambda s: inspected(s, scratched))
     assert "disk full" in page[0]
     assert "anomalous" in page[2]
+
+
+def test_behind_a_full_last_page_there_is_nothing_older(play, history):
+    for minute in range(2 * PAGE):
+        history.save(inspection("kim", minute))
+    first, last_one = play(lambda s: asyncio.gather(s.newest(KIM), s.older(0, KIM)))
+    assert [button.interactive for button in first[2:]] == [False, True]
+    assert [button.interactive for button in last_one[2:]] == [True, False]
 
 
 def test_nothing_that_came_from_elsewhere_becomes_html(play, history, tmp_path):
