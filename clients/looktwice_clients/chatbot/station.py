@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -262,6 +263,8 @@ class Station:
             (Exception, "other"),
         )
         kind = next(kind for of, kind in kinds if isinstance(error, of))
+        if getattr(error, "status_code", None) == HTTPStatus.SERVICE_UNAVAILABLE:
+            kind = "busy"
         detail = one_line(error).removeprefix("images[0]").lstrip(": ")
         return self.words(f"error.{kind}", detail=detail)
 

@@ -1,8 +1,9 @@
-"""The clients' wire server, which can go away, and answer nobody before all have asked."""
+"""The clients' wire server, which can go away, be busy, and answer nobody before all have asked."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 from tests.clients.conftest import WireHandler, WireServer
 
@@ -17,6 +18,13 @@ class PlantHandler(WireHandler):
             return False
         return super().parse_request()
 
+    def _admitted(self) -> bool:
+        """Turn everybody away, where the server is busy."""
+        if self.server.busy is not None:
+            self._error(self.server.busy, "too much to do")
+            return False
+        return super()._admitted()
+
 
 class PlantServer(WireServer):
     def __init__(self) -> None:
@@ -28,6 +36,7 @@ class PlantServer(WireServer):
         """As at the start."""
         self.references.clear()
         self.away = False
+        self.busy: HTTPStatus | None = None
         self.speak.set()
         self.together: threading.Barrier | None = None
         self.most_under_way = 0

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import gradio as gr
 import pytest
 
 from looktwice_clients.chatbot import fragments
+from looktwice_clients.chatbot.history import PAGE
 from looktwice_clients.chatbot.station import Station
 from looktwice_clients.chatbot.wording import wording
 from looktwice_clients.errors import DatabaseError
@@ -25,9 +27,9 @@ KIM = SimpleNamespace(request=SimpleNamespace(scope={"owner": "kim", "operator":
 def play(plant, history) -> Callable[[Callable[[Station], Any]], Any]:
     """Run `act(station)` to its end, in one event loop with the station's connections."""
 
-    def run(act, language="en", url=plant.url):
+    def run(act, language="en", url=plant.url, timeout=60.0):
         async def session():
-            inspector = AsyncInspector(url, max_retries=0)
+            inspector = AsyncInspector(url, timeout=timeout, max_retries=0)
             try:
                 return await act(Station(inspector, history, wording(language)))
             finally:
@@ -219,6 +221,25 @@ def test_a_server_that_is_away_or_refuses_is_told_in_the_pages_language(play, pl
     assert "키를 거부했습니다" in refused[0]
 
 
+def test_a_server_that_does_not_answer_in_time_is_told(play, plant, scratched):
+    plant.slowest = 20.0
+    said, *_ = play(lambda s: inspected(s, scratched), timeout=0.5)
+    assert "did not answer in time" in said
+
+
+@pytest.mark.parametrize("status", [HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE])
+def test_a_busy_server_is_told_and_the_question_stays(play, plant, scratched, status):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        plant.busy = status
+        return await inspected(station, scratched), await last(station.ask("Where?", session))
+
+    (said, *_), (sorry, talk, question) = play(act)
+    assert "server is busy. Try again in a moment." in said
+    assert "answer broke off: The inspection server is busy." in sorry
+    assert (talk, question) == ([], "Where?")
+
+
 def test_a_server_whose_products_cannot_be_listed_leaves_the_page_as_it_is(play, plant):
     plant.looktwice = False
     choice, listed = play(lambda s: s.known())
@@ -254,6 +275,14 @@ def test_a_history_that_cannot_be_written_is_told_and_the_result_stays(
     page = play(lambda s: inspected(s, scratched))
     assert "disk full" in page[0]
     assert "anomalous" in page[2]
+
+
+def test_behind_a_full_last_page_there_is_nothing_older(play, history):
+    for minute in range(2 * PAGE):
+        history.save(inspection("kim", minute))
+    first, last_one = play(lambda s: asyncio.gather(s.newest(KIM), s.older(0, KIM)))
+    assert [button.interactive for button in first[2:]] == [False, True]
+    assert [button.interactive for button in last_one[2:]] == [True, False]
 
 
 def test_nothing_that_came_from_elsewhere_becomes_html(play, history, tmp_path):

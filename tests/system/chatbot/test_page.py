@@ -1,7 +1,6 @@
 """The page in a real browser, against a server that speaks the wire."""
 
 import base64
-import csv
 import io
 import threading
 from pathlib import Path
@@ -11,15 +10,22 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from looktwice_clients.chatbot.database import database_url
+from looktwice_clients.chatbot.history import PAGE, History
+from looktwice_clients.chatbot.operators import OWNER
+from tests.clients.chatbot.rows import inspection
 from tests.clients.conftest import encoded, red
 from tests.system.chatbot.conftest import DESKTOP, PHONE
 from tests.system.chatbot.visit import (
+    Chatbot,
     add_product,
     ask,
     choose_product,
+    exported,
     give_picture,
     inspect,
     loaded,
+    open_tab,
     past,
     running_chatbot,
     say,
@@ -81,14 +87,44 @@ def test_a_shift_at_the_page(chatbot, plant, visit, bad, tmp_path, size):
     page.locator("#past summary").nth(1).click()
     expect(page.locator("#past table").first).to_contain_text("bottom left")
 
-    with page.expect_download() as download:
-        page.get_by_text("Export as CSV").click()
-    text = Path(download.value.path()).read_text("utf-8-sig")
-    lines = list(csv.DictReader(io.StringIO(text)))
+    lines = exported(page)
     assert [line["product"] for line in lines] == ["plate", "plate", ""]
     assert lines[1]["word"] == "shadow, not a scratch"
 
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+
+
+def fill_history(chatbot: Chatbot, page: Page, files: list[str]) -> None:
+    """Give the page's owner inspections of these files, the newest first."""
+    [owner] = [one["value"] for one in page.context.cookies() if one["name"] == OWNER]
+    folder = chatbot.log.parent / "looktwice"
+    history = History(database_url(f"sqlite:///{folder}/chatbot.sqlite", folder), folder)
+    for minute, file in enumerate(reversed(files)):
+        history.save(inspection(owner, minute, file_name=file))
+    history.close()
+
+
+def test_older_and_newer_go_through_the_history_page_by_page(chatbot, visit):
+    page = visit(chatbot.url)
+    files = [f"part {number}.png" for number in range(2 * PAGE + 3)]
+    fill_history(chatbot, page, files)
+    open_tab(page, "History")
+    shown, newer, older = (page.locator(at) for at in ("#past h2", "#newer", "#older"))
+    expect(shown).to_have_text(files[:PAGE])
+    expect(newer).to_be_disabled()
+    older.click()
+    expect(shown).to_have_text(files[PAGE : 2 * PAGE])
+    older.click()
+    expect(shown).to_have_text(files[2 * PAGE :])
+    expect(page.locator("#past")).to_contain_text("21 to 23 of 23")
+    expect(older).to_be_disabled()
+    newer.click()
+    expect(shown).to_have_text(files[PAGE : 2 * PAGE])
+    expect(older).to_be_enabled()
+    newer.click()
+    expect(shown).to_have_text(files[:PAGE])
+    expect(page.locator("#past")).to_contain_text("1 to 10 of 23")
+    expect(newer).to_be_disabled()
 
 
 def test_a_question_that_comes_while_an_answer_is_written_is_asked_after_it(

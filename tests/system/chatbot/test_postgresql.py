@@ -1,6 +1,10 @@
 """The chatbot on a real PostgreSQL: migrations, a crash and a return of the database."""
 
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,8 @@ from tests.clients.conftest import encoded, red
 from tests.system.chatbot import visit as person
 from tests.system.chatbot.cluster import Cluster
 from tests.system.chatbot.visit import running_chatbot
+
+THREADS = 8
 
 
 @pytest.fixture
@@ -71,6 +77,42 @@ def test_what_is_saved_while_the_database_is_away_waits_and_moves_once(cluster, 
     history.close()
 
 
+def test_what_threads_save_while_the_database_dies_and_returns_is_there_once(cluster, tmp_path):
+    history = History(database_url(cluster.url, tmp_path), tmp_path)
+    saved: dict[bool, list[str]] = {True: [], False: []}
+    over = threading.Event()
+
+    def save_until_over() -> None:
+        while not over.is_set():
+            row = inspection()
+            saved[history.save(row, feedback(row))].append(row.id)
+
+    def wait_for_more(kept: bool) -> None:
+        goal, deadline = len(saved[kept]) + 10 * THREADS, time.monotonic() + 60
+        while len(saved[kept]) < goal and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(THREADS) as pool, ExitStack() as end:
+        end.callback(over.set)
+        saving = [pool.submit(save_until_over) for _ in range(THREADS)]
+        wait_for_more(kept=True)
+        cluster.kill()
+        wait_for_more(kept=False)
+        cluster.start()
+        moved = history.move_waiting()
+        wait_for_more(kept=True)
+    for thread in saving:
+        thread.result()
+
+    moved += history.move_waiting()
+    assert moved == 2 * len(saved[False]) >= 20 * THREADS
+    assert history.waiting() == 0
+    expected = sorted(saved[True] + saved[False])
+    assert sorted(row.id for row in rows(cluster, InspectionRow)) == expected
+    assert sorted(row.inspection_id for row in rows(cluster, FeedbackRow)) == expected
+    history.close()
+
+
 def test_a_crash_of_the_database_is_told_nothing_is_lost_and_it_recovers(
     cluster, plant, visit, tmp_path
 ):
@@ -107,5 +149,7 @@ def test_a_crash_of_the_database_is_told_nothing_is_lost_and_it_recovers(
         assert "Wrong: dent" in newest
         assert "first.png" in oldest
         assert "Right: scratch" in oldest
+        told = [(line["file"], line["feedback"], line["word"]) for line in person.exported(page)]
+        assert told == [("second.png", "wrong", "dent"), ("first.png", "right", "scratch")]
     assert [row.file_name for row in rows(cluster, InspectionRow)] == ["first.png", "second.png"]
     assert "plant-secret" not in chatbot.log.read_text()

@@ -17,8 +17,10 @@ from tests.system.chatbot.visit import (
     add_product,
     ask,
     choose_product,
+    exported,
     give_picture,
     inspect,
+    loaded,
     past,
     running_chatbot,
     say,
@@ -121,3 +123,38 @@ def test_a_product_is_learned_from_good_parts_and_compared_with(
         against, alone = past(page, 2)
         assert "punched-plate" in against
         assert "punched-plate" not in alone
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_shift_at_the_page_of_the_real_server(server: Server, visit, tmp_path, size):
+    plate = f"plate-{size['width']}"
+    with running_chatbot(tmp_path, server.url) as chatbot:
+        page = visit(chatbot.url, size=size)
+        inspect(page, EXAMPLES / "scratched.png")
+        assert verdict(page) == "anomalous"
+        loaded(page, page.locator("#overlay img"))
+        expect(ask(page, QUESTION)).to_contain_text("Yes")
+        expect(ask(page, "Where is it?")).to_contain_text("right")
+
+        add_product(page, plate, sorted((EXAMPLES / "plates/good").iterdir()))
+        choose_product(page, plate)
+        inspect(page, EXAMPLES / "plates/square_holes.jpg")
+        assert verdict(page) == "anomalous"
+        loaded(page, page.locator("#overlay img"))
+        say(page, "right", "square holes")
+        expect(page.locator("#feedback-said")).to_contain_text("Thank you")
+
+        page.reload()
+        newest, oldest = past(page, 2)
+        for words in ("square_holes.jpg", "anomalous", plate, "Right: square holes"):
+            assert words in newest
+        assert "scratched.png" in oldest
+        overlay = page.locator("#past img").last
+        overlay.scroll_into_view_if_needed()
+        loaded(page, overlay)
+        told = ("file", "product", "verdict", "feedback", "word")
+        assert [tuple(line[name] for name in told) for line in exported(page)] == [
+            ("square_holes.jpg", plate, "anomalous", "right", "square holes"),
+            ("scratched.png", "", "anomalous", "", ""),
+        ]
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]

@@ -1,5 +1,6 @@
 """What a person does on the page, in the words of a person; and the chatbot that serves it."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -120,6 +121,15 @@ def past(page: Page, count: int) -> list[str]:
     page.locator("button#refresh").click()
     expect(page.locator("#past article")).to_have_count(count)
     return page.locator("#past article").all_inner_texts()
+
+
+def exported(page: Page) -> list[dict[str, str]]:
+    """The lines of the history's CSV, as the browser downloads it."""
+    open_tab(page, "History")
+    with page.expect_download() as download:
+        page.get_by_text("Export as CSV").click()
+    with download.value.path().open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def add_product(page: Page, name: str, pictures: list[Path]) -> None:
