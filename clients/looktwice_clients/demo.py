@@ -38,6 +38,7 @@ def main() -> int:
     try:
         pictures = example_pictures()
         with running_server("nano", out / "server.log") as url:
+            print()
             for picture in pictures:
                 ask(url, picture, out / f"{picture.stem}_overlay.png")
     except KeyboardInterrupt:
@@ -173,7 +174,7 @@ def ask(url: str, picture: Path, overlay: Path) -> None:
     )
     inspection = Inspection.model_validate((completion.model_extra or {})["inspections"][0])
     draw_overlay(picture, inspection).save(overlay)
-    print(f"\n{picture.name}\n  {inspection.facts()}")
+    print(f"{picture.name}\n  {inspection.facts()}")
     for region in inspection.regions:
         print(f"  region {list(region.box)} score {region.score:.3f} {region.position}")
     print(f"  > {QUESTION}\n  {completion.choices[0].message.content}\n  overlay: {overlay}\n")
