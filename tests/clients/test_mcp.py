@@ -6,17 +6,13 @@ import io
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from jsonschema import validate
-from mcp import Client, StdioServerParameters
-from mcp.client.streamable_http import streamable_http_client
+from mcp import Client
 from PIL import Image
 
 from looktwice_clients import AsyncInspector, Inspection
@@ -24,9 +20,8 @@ from looktwice_clients.allowed_pictures import AllowedPictures
 from looktwice_clients.cli import run
 from looktwice_clients.images import to_wire
 from looktwice_clients.mcp_server import mcp_server
-from tests.serving import free_port
+from tests.clients.mcp_sessions import COMMAND, http_server, over_http, over_stdio
 
-COMMAND = ["-m", "looktwice_clients", "mcp"]
 TOOLS = ["inspect_image", "compare_with_reference", "list_references", "explain"]
 
 
@@ -99,63 +94,22 @@ def check_everything(found: dict[str, Any]) -> None:
     assert "no such picture in the allowed folders" in text(found["refused"])
     for tool, result in (
         ("inspect_image", "inspected"),
+        ("compare_with_reference", "compared"),
         ("list_references", "references"),
         ("explain", "explained"),
     ):
         validate(found[result].structured_content, found["tools"][tool].output_schema)
 
 
-def over_stdio(line: Path, wire: Any, use: Callable[[Client], Awaitable[Any]]) -> Any:
-    environment = {"LOOKTWICE_URL": wire.url, "NO_PROXY": "127.0.0.1"}
-    arguments = [*COMMAND, "--root", str(line)]
-    parameters = StdioServerParameters(command=sys.executable, args=arguments, env=environment)
-
-    async def session() -> Any:
-        async with Client(parameters) as client:
-            return await use(client)
-
-    return asyncio.run(session())
-
-
-@contextmanager
-def http_server(line: Path, *flags: str) -> Iterator[str]:
-    """`looktwice mcp --http` on a free port until the block ends; its address."""
-    port = free_port()
-    arguments = [*COMMAND, "--http", "--port", str(port), "--root", str(line), *flags]
-    process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True)
-    url = f"http://127.0.0.1:{port}/mcp"
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                httpx2.get(url, timeout=1)
-                break
-            except httpx2.TransportError:
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
-
-
-def over_http(url: str, use: Callable[[Client], Awaitable[Any]], **headers: str) -> Any:
-    async def session() -> Any:
-        async with httpx2.AsyncClient(headers=headers, timeout=30) as http:
-            async with Client(streamable_http_client(url, http_client=http)) as client:
-                return await use(client)
-
-    return asyncio.run(session())
-
-
 def test_the_four_tools_work_over_stdio(line: Path, wire: Any) -> None:
-    check_everything(over_stdio(line, wire, everything))
+    check_everything(over_stdio(line, wire.url, everything))
 
 
 def test_the_four_tools_work_over_http_with_the_key_and_not_without(
     line: Path, wire: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOOKTWICE_MCP_KEY", "opensesame")
-    with http_server(line) as url:
+    with http_server(line, wire.url) as url:
         check_everything(over_http(url, everything, Authorization="Bearer opensesame"))
         before = len(wire.requests)
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "opensesame"}):
@@ -166,18 +120,18 @@ def test_the_four_tools_work_over_http_with_the_key_and_not_without(
         assert len(wire.requests) == before
 
 
-def test_a_page_in_a_browser_cannot_reach_the_server_on_this_machine(line: Path) -> None:
-    with http_server(line) as url:
+def test_a_page_in_a_browser_cannot_reach_the_server_on_this_machine(line: Path, wire: Any) -> None:
+    with http_server(line, wire.url) as url:
         over_http(url, lambda client: client.list_tools())
         assert httpx2.post(url, json={}, headers={"Host": "evil.example"}).status_code == 421
         assert httpx2.post(url, json={}, headers={"Origin": "http://evil"}).status_code == 403
 
 
-def test_a_picture_of_several_megabytes_comes_through_http(line: Path) -> None:
+def test_a_picture_of_several_megabytes_comes_through_http(line: Path, wire: Any) -> None:
     noise = Image.effect_noise((2600, 2400), 100)
     uri = to_wire(noise)
     assert len(uri) > 5_000_000
-    with http_server(line) as url:
+    with http_server(line, wire.url) as url:
         asked = {"image": uri, "overlay": False}
         result = over_http(url, lambda client: client.call_tool("inspect_image", asked))
     assert result.structured_content["width"] == 2600

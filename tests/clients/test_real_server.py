@@ -4,15 +4,15 @@ import asyncio
 import base64
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from jsonschema import validate
 from langchain_core.messages import HumanMessage
 from langchain_tests.integration_tests import ToolsIntegrationTests
-from mcp import Client, StdioServerParameters
+from mcp import Client
 from PIL import Image
 
 from looktwice_clients import AsyncInspector, Inspection, Inspector, draw_overlay
@@ -23,6 +23,7 @@ from looktwice_clients.langchain_chat import ChatLookTwice
 from looktwice_clients.langchain_tool import InspectionTool
 from looktwice_clients.mcp_server import mcp_server
 from tests.clients.conftest import SQUARE_HOLES
+from tests.clients.mcp_sessions import http_server, over_http, over_stdio
 from tests.serving import Server
 
 pytestmark = pytest.mark.server
@@ -156,28 +157,49 @@ class TestLangChainToolConforms(ToolsIntegrationTests):
         return {"image": "scratched.png", "overlay": True}
 
 
-def test_an_assistant_inspects_and_asks_over_mcp(server: Server, inspector: Inspector) -> None:
-    command = ["-m", "looktwice_clients", "mcp", "--root", str(EXAMPLES), "--url", server.url]
+@pytest.mark.parametrize("transport", ["stdio", "http"])
+def test_an_assistant_uses_all_four_tools_over_mcp(
+    server: Server, inspector: Inspector, plates: str, transport: str
+) -> None:
+    asked = {
+        "inspect_image": {"image": "scratched.png"},
+        "compare_with_reference": {"image": "plates/square_holes.jpg", "reference": plates},
+        "list_references": {},
+        "explain": {"image": "scratched.png", "question": "Any defect?"},
+    }
 
-    async def session() -> tuple[Any, Any, Any]:
-        parameters = StdioServerParameters(command=sys.executable, args=command)
-        async with Client(parameters) as client:
-            picture = {"image": "scratched.png"}
-            inspected = await client.call_tool("inspect_image", picture)
-            explained = await client.call_tool("explain", picture | {"question": "Any defect?"})
-            unknown = await client.call_tool(
-                "compare_with_reference", picture | {"reference": "never-made"}
-            )
-            return inspected, explained, unknown
+    async def use(client: Client) -> tuple[dict[str, Any], dict[str, Any], Any]:
+        found = {name: await client.call_tool(name, given) for name, given in asked.items()}
+        unknown = asked["compare_with_reference"] | {"reference": "never-made"}
+        refused = await client.call_tool("compare_with_reference", unknown)
+        tools = (await client.list_tools()).tools
+        return found, {tool.name: tool.output_schema for tool in tools}, refused
 
-    inspected, explained, unknown = asyncio.run(session())
-    found = Inspection.model_validate(inspected.structured_content)
-    assert same(found, inspector.inspect(SCRATCHED))
-    assert [block.type for block in inspected.content] == ["text", "image"]
-    assert explained.structured_content["answer"]
-    assert explained.structured_content["inspection"]["verdict"] == "anomalous"
-    assert unknown.is_error
-    assert "no reference named 'never-made'" in unknown.content[0].text
+    if transport == "stdio":
+        found, schemas, refused = over_stdio(EXAMPLES, server.url, use)
+    else:
+        with http_server(EXAMPLES, server.url) as address:
+            found, schemas, refused = over_http(address, use)
+    assert schemas.keys() == asked.keys()
+    for name, schema in schemas.items():
+        validate(found[name].structured_content, schema)
+    inspected, compared = found["inspect_image"], found["compare_with_reference"]
+    assert same(
+        Inspection.model_validate(inspected.structured_content), inspector.inspect(SCRATCHED)
+    )
+    assert same(
+        Inspection.model_validate(compared.structured_content),
+        inspector.inspect(SQUARE_HOLES, plates),
+    )
+    for result in (inspected, compared):
+        assert [block.type for block in result.content] == ["text", "image"]
+    listed = found["list_references"].structured_content["references"]
+    assert [one["images"] for one in listed if one["name"] == plates] == [6]
+    explained = found["explain"].structured_content
+    assert explained["answer"].startswith("Yes")
+    assert explained["inspection"]["verdict"] == "anomalous"
+    assert refused.is_error
+    assert "no reference named 'never-made'" in refused.content[0].text
 
 
 def test_what_only_the_reference_reveals_is_found_in_every_client(
