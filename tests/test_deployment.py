@@ -53,6 +53,36 @@ def test_a_service_runs_a_pinned_version_and_keeps_its_data_in_known_volumes(nam
         assert re.findall(r"^FROM \S+:v?\d+\.\d+\.\d+\S*$", recipe, re.MULTILINE)
 
 
+def test_a_server_has_the_time_to_load_and_keeps_what_it_downloaded():
+    start = {name: SERVICES[name]["healthcheck"]["start_period"] for name in ("gpu", "cpu")}
+    assert start == {"gpu": "30m", "cpu": "5m"}
+    assert "huggingface:/root/.cache/huggingface" in SERVICES["gpu"]["volumes"]
+    [device] = SERVICES["gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+
+
+def test_prometheus_grafana_and_open_webui_find_each_other_and_the_server():
+    aliases = {name: set(networks_of(SERVICES[name])) | {name} for name in SERVICES}
+    [job] = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
+    [target] = job["static_configs"][0]["targets"]
+    for address in (target, SERVICES["webui"]["environment"]["OPENAI_API_BASE_URL"]):
+        host, port = re.search(r"([a-z]+):(\d+)", address.removeprefix("http://")).groups()
+        for server in ("gpu", "cpu"):
+            assert host in aliases[server]
+            assert any(str(p).endswith(f":{port}") for p in SERVICES[server]["ports"])
+    [source] = yaml.safe_load((MONITORING / "datasources.yml").read_text())["datasources"]
+    assert source["url"].startswith("http://prometheus:")
+    assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {source["uid"]}
+    [provider] = yaml.safe_load((MONITORING / "dashboards.yml").read_text())["providers"]
+    mounts = [volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"]]
+    assert ["./docker/monitoring/dashboards", provider["options"]["path"]] in mounts
+
+
+def networks_of(service: dict) -> list[str]:
+    """The names by which other services reach it, beside its own."""
+    return service.get("networks", {}).get("default", {}).get("aliases", [])
+
+
 def test_every_key_that_compose_asks_for_is_in_the_example():
     asked = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text("utf-8")))
     listed = set(re.findall(r"^#? ?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
@@ -95,5 +125,5 @@ def test_what_dashboard_and_alerts_ask_for_is_what_the_server_exports(
 
 def test_the_dashboard_shows_what_was_promised():
     titles = " ".join(panel["title"] for panel in DASHBOARD["panels"])
-    for words in ("Verdicts", "score per product", "Requests", "Queue", "Errors"):
+    for words in ("Verdicts", "score per product", "Requests", "Queue", "Errors", "Expert", "Answers"):
         assert words in titles
