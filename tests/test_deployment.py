@@ -125,5 +125,13 @@ def test_what_dashboard_and_alerts_ask_for_is_what_the_server_exports(
 
 def test_the_dashboard_shows_what_was_promised():
     titles = " ".join(panel["title"] for panel in DASHBOARD["panels"])
-    for words in ("Verdicts", "score per product", "Requests", "Queue", "Errors", "Expert", "Answers"):
+    for words in (
+        "Verdicts",
+        "score per product",
+        "Requests",
+        "Queue",
+        "Errors",
+        "Expert",
+        "Answers",
+    ):
         assert words in titles
