@@ -22,6 +22,7 @@ SERVICES = COMPOSE["services"]
 MONITORING = ROOT / "docker" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "dashboards" / "looktwice.json").read_text("utf-8"))
 ALERTS = yaml.safe_load((MONITORING / "alerts.yml").read_text("utf-8"))
+[SOURCE] = yaml.safe_load((MONITORING / "datasources.yml").read_text("utf-8"))["datasources"]
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]] + [
     rule["expr"] for group in ALERTS["groups"] for rule in group["rules"]
 ]
@@ -53,34 +54,50 @@ def test_a_service_runs_a_pinned_version_and_keeps_its_data_in_known_volumes(nam
         assert re.findall(r"^FROM \S+:v?\d+\.\d+\.\d+\S*$", recipe, re.MULTILINE)
 
 
-def test_a_server_has_the_time_to_load_and_keeps_what_it_downloaded():
-    start = {name: SERVICES[name]["healthcheck"]["start_period"] for name in ("gpu", "cpu")}
-    assert start == {"gpu": "30m", "cpu": "5m"}
-    assert "huggingface:/root/.cache/huggingface" in SERVICES["gpu"]["volumes"]
-    [device] = SERVICES["gpu"]["deploy"]["resources"]["reservations"]["devices"]
-    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+@pytest.mark.parametrize(("name", "minutes"), [("gpu", 30), ("cpu", 5)])
+def test_a_model_server_may_take_long_to_load_before_it_counts_as_ill(name, minutes):
+    check = SERVICES[name]["healthcheck"]
+    assert "/health" in check["test"][-1]
+    assert check["start_period"] == f"{minutes}m"
 
 
-def test_prometheus_grafana_and_open_webui_find_each_other_and_the_server():
-    aliases = {name: set(networks_of(SERVICES[name])) | {name} for name in SERVICES}
-    [job] = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
-    [target] = job["static_configs"][0]["targets"]
-    for address in (target, SERVICES["webui"]["environment"]["OPENAI_API_BASE_URL"]):
-        host, port = re.search(r"([a-z]+):(\d+)", address.removeprefix("http://")).groups()
-        for server in ("gpu", "cpu"):
-            assert host in aliases[server]
-            assert any(str(p).endswith(f":{port}") for p in SERVICES[server]["ports"])
-    [source] = yaml.safe_load((MONITORING / "datasources.yml").read_text())["datasources"]
-    assert source["url"].startswith("http://prometheus:")
-    assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {source["uid"]}
-    [provider] = yaml.safe_load((MONITORING / "dashboards.yml").read_text())["providers"]
-    mounts = [volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"]]
-    assert ["./docker/monitoring/dashboards", provider["options"]["path"]] in mounts
+def test_the_gpu_profile_takes_the_gpus_and_keeps_what_it_downloads():
+    gpu = SERVICES["gpu"]
+    [device] = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    assert "huggingface:/root/.cache/huggingface" in gpu["volumes"]
+    assert "deploy" not in SERVICES["cpu"]
 
 
-def networks_of(service: dict) -> list[str]:
-    """The names by which other services reach it, beside its own."""
-    return service.get("networks", {}).get("default", {}).get("aliases", [])
+def test_prometheus_scrapes_either_model_server_and_grafana_asks_prometheus():
+    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text("utf-8"))
+    [job] = config["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["server:8000"]}]
+    for name in ("gpu", "cpu"):
+        assert "server" in SERVICES[name]["networks"]["default"]["aliases"]
+    assert SOURCE["url"].removeprefix("http://").partition(":")[0] in SERVICES
+
+
+def test_every_panel_asks_the_provisioned_data_source():
+    assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {SOURCE["uid"]}
+    assert {panel["datasource"]["type"] for panel in DASHBOARD["panels"]} == {SOURCE["type"]}
+
+
+def test_what_prometheus_and_grafana_read_is_mounted_where_they_look():
+    mounted = {}
+    for name in ("prometheus", "grafana"):
+        for volume in SERVICES[name]["volumes"]:
+            source, target, *_ = volume.split(":")
+            mounted[target] = (ROOT / source).resolve()
+    dashboards = yaml.safe_load((MONITORING / "dashboards.yml").read_text("utf-8"))
+    [provider] = dashboards["providers"]
+    assert mounted[provider["options"]["path"]] == MONITORING / "dashboards"
+    provisioning = "/etc/grafana/provisioning"
+    assert mounted[f"{provisioning}/dashboards/looktwice.yml"] == MONITORING / "dashboards.yml"
+    assert mounted[f"{provisioning}/datasources/looktwice.yml"] == MONITORING / "datasources.yml"
+    assert mounted["/etc/prometheus/prometheus.yml"] == MONITORING / "prometheus.yml"
+    assert mounted["/etc/prometheus/alerts.yml"] == MONITORING / "alerts.yml"
+    assert "--config.file=/etc/prometheus/prometheus.yml" in SERVICES["prometheus"]["command"]
 
 
 def test_every_key_that_compose_asks_for_is_in_the_example():
@@ -125,13 +142,5 @@ def test_what_dashboard_and_alerts_ask_for_is_what_the_server_exports(
 
 def test_the_dashboard_shows_what_was_promised():
     titles = " ".join(panel["title"] for panel in DASHBOARD["panels"])
-    for words in (
-        "Verdicts",
-        "score per product",
-        "Requests",
-        "Queue",
-        "Errors",
-        "Expert",
-        "Answers",
-    ):
+    for words in ("Verdicts", "score per product", "Requests", "Queue", "Errors"):
         assert words in titles

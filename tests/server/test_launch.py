@@ -1,11 +1,15 @@
 """What the launcher makes of vLLM's flags."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from looktwice_server.errors import SettingsError
-from looktwice_server.launch import CHECKOUT_MODELS, CPU_CACHE_BYTES, vllm_arguments
+from looktwice_server.launch import CHECKOUT_MODELS, CPU_CACHE_BYTES, serve, vllm_arguments
 
 NANO = str(CHECKOUT_MODELS / "nano")
+VALUES = Path(__file__).parents[2] / "docker" / "kubernetes" / "values.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +65,34 @@ def test_a_cpu_without_bfloat16_serves_in_float32_unless_told(monkeypatch, has, 
 def test_what_cannot_work_with_inspections_is_refused_by_name(flags):
     with pytest.raises(SettingsError, match=flags[0]):
         vllm_arguments(NANO, flags)
+
+
+def chart_command(tmp_path):
+    """What the chart's values make of `serve`: the model and its arguments, the expert at hand."""
+    [spec] = yaml.safe_load(VALUES.read_text())["servingEngineSpec"]["modelSpec"]
+    assert spec["vllmConfig"].keys() == {"extraArgs"}  # the chart makes flags of other keys
+    expert = tmp_path / "expert.pth"
+    expert.touch()
+    flags = [
+        str(expert) if flag.endswith(".pth") else flag for flag in spec["vllmConfig"]["extraArgs"]
+    ]
+    return [spec["modelURL"], *flags]
+
+
+def parsed(command):
+    """The command's own options, and vLLM's arguments."""
+    context = serve.make_context("serve", list(command))
+    return context.params, vllm_arguments(context.params["model"], context.args)
+
+
+def test_the_kubernetes_values_name_arguments_that_serve_takes(tmp_path):
+    model, *flags = chart_command(tmp_path)
+    options, args = parsed([model, *flags])
+    assert (options["model"], args.model_tag) == (model, model)
+    assert options["expert"] == tmp_path / "expert.pth"
+
+
+def test_a_wrong_flag_beside_the_kubernetes_values_is_noticed(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parsed([*chart_command(tmp_path), "--no-such-flag"])
+    assert "--no-such-flag" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from looktwice_clients.langchain_tool import InspectionTool
 from tests.punched_plates import plate
 from tests.server import bad_input_table
 from tests.server.bad_input_table import API_KEY, CAMERA_FLAGS, QUESTION, camera
@@ -34,6 +35,7 @@ from tests.server.wire import (
     good_uri,
     image,
     inspect,
+    scratched,
 )
 from tests.serving import Server, free_port, wait_until_up
 
@@ -156,6 +158,25 @@ def test_a_camera_on_the_allow_list_is_asked_with_the_key(camera_server: Server)
         sent = Sent(INSPECTIONS, {"images": [f"{address}/200", good_uri()]}, headers=key)
         first, second = ask(camera_server, sent).data["data"]
     assert first["score"] == second["score"]
+
+
+def test_the_langchain_tool_inspects_by_a_cameras_address(camera_server: Server) -> None:
+    tool = InspectionTool(url=camera_server.url, api_key=API_KEY, hosts=["127.0.0.1"])
+    with camera() as address:
+        arguments = {"image": f"{address}/200", "overlay": True}
+        call = {"name": tool.name, "args": arguments, "id": "1", "type": "tool_call"}
+        message = tool.invoke(call)
+    assert (message.status, message.artifact.verdict) == ("success", "anomalous")
+    assert (message.artifact.width, message.artifact.height) == scratched().size
+    assert [block["type"] for block in message.content] == ["text", "image"]
+
+
+def test_metrics_and_health_need_no_key_and_the_other_routes_do(camera_server: Server) -> None:
+    def status(path: str) -> int:
+        return ask(camera_server, Sent(path, method="GET")).status
+
+    assert [status(path) for path in ("/metrics", "/health")] == [200, 200]
+    assert [status(path) for path in ("/v1/models", "/v1/references")] == [401, 401]
 
 
 def test_kill_9_while_a_reference_is_added_leaves_the_one_before(
