@@ -16,7 +16,7 @@ from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import ExpertConfig
 from looktwice_adapters.few_shot import build
 from looktwice_adapters.llm_tower import PUBLISHED, LlmTower, tapped
-from looktwice_adapters.train.expert import ExpertTraining, save_expert, train_expert
+from looktwice_adapters.train.expert import KEY_SIZE, ExpertTraining, save_expert, train_expert
 from looktwice_adapters.train.features import Shard, ShardPlan, make_shard, read_shard
 from looktwice_adapters.train.frozen_sight import read_section
 from looktwice_adapters.train.run import Schedule
@@ -84,7 +84,8 @@ def test_what_learns_is_saved_and_the_tower_is_not(trained: Path, tower: LlmTowe
     assert not [name for name in state if name.startswith("tower.")]
     expert = load_expert(trained, ExpertConfig.from_dict(section_beside(trained)))
     assert expert.config.tower == tower.config
-    assert float((expert.negative_embedding - expert.positive_embedding).norm()) > 0
+    assert expert.config.level_sizes == tower.level_sizes == (192,) * 4
+    assert state["q_former.key_proj.weight"].shape == (KEY_SIZE, 192)
 
 
 def test_training_moves_every_part_of_the_expert_and_nothing_of_the_tower(
