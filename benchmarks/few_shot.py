@@ -1,20 +1,23 @@
 """Few-shot figures: data sets in MVTec AD's layout -> AUROC by shots, promises kept, coreset.
 
-    python benchmarks/few_shot.py DATASET_DIR... --cache DIR [--shots 1,2,4,8] [--promises]
+    python benchmarks/few_shot.py DATASET_DIR... --cache DIR [--augment] [--promises]
 
 looks at every picture once (kept in the cache, as each result is: a run that was stopped goes on
 where it ended) and prints Markdown: a row a product and number of shots, and their means.
 """
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 
 import click
 import numpy as np
+import timm
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from looktwice_adapters.datasets import Sample, products, read_image, read_mask, read_product
@@ -27,16 +30,47 @@ from looktwice_adapters.few_shot import (
     evidence,
     image_evidence,
     look,
+    neighbourhoods,
+    turns,
 )
+from looktwice_adapters.memory_bank import MemoryBank
 from looktwice_adapters.recut import Cut, Grid
 from looktwice_adapters.threshold import NormalScores
+from looktwice_adapters.towers import lite0_weights, load_lite0
 
 SIDE = 128  # pixels of the longer side at which maps and masks are compared
 SPARE = 60  # normal pictures that a test of the promise needs beside the references
 COLUMNS = (
-    "expert", "bank", "fused", "bank of 10 %", "pixels", "good called anomalous",
+    "plain memory", "expert", "bank", "fused", "bank of 10 %", "pixels", "good called anomalous",
     "good undecided", "defects called anomalous", "defects undecided",
 )  # fmt: skip
+
+
+class PlainMemory:
+    """What references are worth without LookTwice: nearest patches of an ImageNet network.
+
+    The whole picture at 256 px, three stages of EfficientNet-lite0 on 16x16 places, one minus the
+    best cosine similarity a stage, their mean; of a picture the mean of the highest 2 %.
+    """
+
+    def __init__(self) -> None:
+        self.network = timm.create_model(
+            "tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4)
+        ).eval()
+        load_lite0(self.network, lite0_weights())
+
+    def tokens(self, picture: np.ndarray) -> list[torch.Tensor]:
+        small = Image.fromarray(picture).resize((256, 256), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None] / 127.5 - 1
+        return [
+            interpolate(stage, (16, 16), mode="bilinear", antialias=True).flatten(2).mT
+            for stage in self.network(pixels)
+        ]
+
+    def scores(self, references: list[list], pictures: list[list]) -> list[float]:
+        bank = MemoryBank.of(references)
+        maps = [bank.distances(tokens).flatten() for tokens in pictures]
+        return [float(one.topk(round(0.02 * len(one))).values.mean()) for one in maps]
 
 
 class Picture:
@@ -122,6 +156,12 @@ class Product:
         torch.save(self.pictures, self.file)
 
     @cached_property
+    def plain(self) -> tuple[PlainMemory, dict[Path, list[torch.Tensor]]]:
+        memory = PlainMemory()
+        pictures = tqdm(self.pictures, desc=f"{self.name}, plain", leave=False)
+        return memory, {one.path: memory.tokens(one.read()) for one in pictures}
+
+    @cached_property
     def grid(self) -> Grid:
         return self.grid_of([one for one in self.pictures if not one.anomalous])
 
@@ -142,13 +182,24 @@ class Product:
         references = drawn(pool, shots, np.random.default_rng(seed))
         return references, [p for p in self.pictures if not p.train and p not in references]
 
-    def figures(self, shots: int, seed: int) -> list[float]:
+    def copies(self, references: list[Picture], grid: Grid) -> list[list[torch.Tensor]]:
+        """Of each picture the tokens of its turned and mirrored crops."""
+        expert, found = self.detector.expert, []
+        for picture in references:
+            turned = turns(self.detector.cut(picture.read()).on(grid))
+            levels = [expert.patch_tokens(expert.tower(crops)[0]) for crops in turned]
+            found.append([neighbourhoods(torch.cat(level)) for level in zip(*levels, strict=True)])
+        return found
+
+    def figures(self, shots: int, seed: int, augment: bool) -> list[float]:
         """What COLUMNS says, in %."""
         references, test = self.split(shots, seed)
         grid = self.grid_of(references)
         seen, pictures = self.looked(references, grid), self.looked(test, grid)
-        reference = build(seen, grid=grid, prior=self.prior).reference
-        thin = build(seen, grid=grid, patches=len(reference.bank) // 10).reference
+        copies = self.copies(references, grid) if augment else ()
+        reference = build(seen, copies=copies, grid=grid, prior=self.prior).reference
+        size = len(reference.bank) // 10
+        thin = build(seen, copies=copies, grid=grid, patches=size).reference
         found = [evidence(reference.bank, one) for one in pictures]
         plain = [
             one - EXPERT_WEIGHT * picture.suspicion
@@ -157,7 +208,10 @@ class Product:
         fused = [image_evidence(one) for one in found]
         verdicts = np.array([reference.threshold.verdict(value) for value in fused])
         anomalous = np.array([picture.anomalous for picture in test])
+        memory, tokens = self.plain
+        groups = ([tokens[picture.path] for picture in group] for group in (references, test))
         return [
+            auroc(anomalous, memory.scores(*groups)),
             auroc(anomalous, [p.zero_shot for p in test]),
             auroc(anomalous, [image_evidence(one) for one in plain]),
             auroc(anomalous, fused),
@@ -179,7 +233,7 @@ class Product:
                 empty = np.empty((height, width, 3), np.uint8)
                 whole = self.detector.stitched(cut.back(found, grid), empty)
                 size = picture.mask.shape
-                small = torch.nn.functional.interpolate(whole[None, None], size, mode="area")
+                small = interpolate(whole[None, None], size, mode="area")
                 truth.append(picture.mask.ravel())
                 values.append(small.numpy().ravel())
         flat = np.concatenate(truth) if truth else np.zeros(1)
@@ -233,7 +287,7 @@ def table(results: dict[str, list[list[float]]]) -> str:
         mean = np.mean(figures, axis=0)
         by_shots.setdefault(shots, []).append(mean)
         cells = [f"{value:.1f}" for value in mean]
-        cells[2] += f" ± {np.std(figures, axis=0)[2]:.1f}"
+        cells[3] += f" ± {np.std(figures, axis=0)[3]:.1f}"
         lines.append(f"| {name} | {shots} | {' | '.join(cells)} |")
     for shots, means in by_shots.items():
         cells = [f"{value:.1f}" for value in np.nanmean(means, axis=0)]
@@ -249,17 +303,21 @@ def table(results: dict[str, list[list[float]]]) -> str:
 @click.option("--limit", default=60, show_default=True, help="Pictures a class and split.")
 @click.option("--cache", type=click.Path(path_type=Path), required=True)
 @click.option("--mixed", type=int, help="Resize each picture by this seed; own cache.")
+@click.option("--augment", is_flag=True, help="Add turned and mirrored copies of the references.")
 @click.option("--promises", is_flag=True, help="Measure promised against observed false alarms.")
-def main(datasets, model, shots, seeds, limit, cache, mixed, promises):
+def main(datasets, model, shots, seeds, limit, cache, mixed, augment, promises):
     cache = cache if mixed is None else cache / f"mixed-{mixed}"
     cache.mkdir(parents=True, exist_ok=True)
     detector, file = Detector.from_folder(model), cache / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     asked = {}
-    for root in datasets:
-        for name, folder in products(root.resolve()).items():
-            label = name if name == root.resolve().name else f"{root.resolve().name}/{name}"
-            wanted = [f"{label} {count}" for count in shots.split(",")]
+    roots = [root.resolve() for root in datasets]
+    above = Path(os.path.commonpath([root.parent for root in roots]))
+    for root in roots:
+        for folder in products(root).values():
+            label = str(folder.relative_to(above))
+            setting = f"{label} augmented" if augment else label
+            wanted = [f"{setting} {count}" for count in shots.split(",")]
             if promises or not set(wanted) <= set(results):
                 product = Product(detector, folder, label, limit, cache, mixed)
             if promises:
@@ -270,7 +328,7 @@ def main(datasets, model, shots, seeds, limit, cache, mixed, promises):
             for key in wanted:
                 if key not in results:
                     count = int(key.rsplit(" ", 1)[1])
-                    results[key] = [product.figures(count, seed) for seed in range(seeds)]
+                    results[key] = [product.figures(count, seed, augment) for seed in range(seeds)]
                     file.write_text(json.dumps(results))
                 asked[key] = results[key]
     if asked:

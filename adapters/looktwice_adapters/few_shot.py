@@ -68,6 +68,11 @@ def look(
     return Looked(tokens, suspicion.clamp(-EXPERT_LIMIT, EXPERT_LIMIT))
 
 
+def turns(crops: Tensor) -> list[Tensor]:
+    """Crops (B, 3, S, S) turned by 90, 180 and 270 degrees, and mirrored (AnomalyGPT's copies)."""
+    return [*(crops.rot90(quarter, (2, 3)) for quarter in (1, 2, 3)), crops.flip(3)]
+
+
 def neighbourhoods(tokens: Tensor) -> Tensor:
     """Each token's mean with its neighbours in the crop: (B, N, C) -> (B, N, C)."""
     side = round(tokens.shape[1] ** 0.5)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from looktwice_adapters.few_shot import turns
+
 logger = logging.getLogger(__name__)
 
 
@@ -85,11 +87,6 @@ class InspectionWorker:
     def _on_device(self, image: dict[str, Any]) -> Tensor:
         """The crops of an image where the model is."""
         return _tensor(image).to(self.model_runner.get_model().image_newline.device)
-
-
-def turns(pixels: Tensor) -> list[Tensor]:
-    """Crops (B, 3, S, S) turned by 90, 180 and 270 degrees, and mirrored (AnomalyGPT's copies)."""
-    return [*(pixels.rot90(quarter, (2, 3)) for quarter in (1, 2, 3)), pixels.flip(3)]
 
 
 def _half(tokens: Tensor) -> tuple[list[int], bytes]:
