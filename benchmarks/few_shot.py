@@ -16,6 +16,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import interpolate
 from tqdm import tqdm
@@ -39,6 +40,7 @@ from looktwice_adapters.threshold import NormalScores
 from looktwice_adapters.towers import lite0_weights, load_lite0
 
 SIDE = 128  # pixels of the longer side at which maps and masks are compared
+VERDICTS = ("anomalous", "undecided")
 SPARE = 60  # normal pictures that a test of the promise needs beside the references
 COLUMNS = (
     "plain memory", "expert", "bank", "fused", "bank of 10 %", "pixels", "good called anomalous",
@@ -220,7 +222,7 @@ class Product:
             *(
                 100 * np.mean(verdicts[anomalous == group] == kind)
                 for group in (False, True)
-                for kind in ("anomalous", "undecided")
+                for kind in VERDICTS
             ),
         ]
 
@@ -241,7 +243,7 @@ class Product:
 
     def promise(self, count: int, rate: float, draws: int) -> str:
         """Promised against observed, references and test drawn from all good pictures."""
-        alarms, detections, rng = [], [], np.random.default_rng(0)
+        alarms, detections, promises, rng = [], [], [], np.random.default_rng(0)
         good = [p for p in self.pictures if not p.anomalous]
         bad = [p for p in self.pictures if p.anomalous]
         for _ in range(draws):
@@ -249,23 +251,33 @@ class Product:
             grid = self.grid_of(references)
             looked = self.looked(references, grid)
             reference = build(looked, rate=rate, grid=grid, prior=self.prior).reference
+            promises.append(reference.threshold.promised_rate)
             for group, said in ((good, alarms), (bad, detections)):
                 rest = [p for p in group if p not in references]
-                verdicts = [reference.judge(one).verdict for one in self.looked(rest, grid)]
+                judged = [reference.judge(one) for one in self.looked(rest, grid)]
                 said.append(
-                    [np.mean([v == w for v in verdicts]) for w in ("anomalous", "undecided")]
+                    [
+                        np.mean([one.p_value <= promises[-1] for one in judged]),
+                        *(np.mean([one.verdict == kind for one in judged]) for kind in VERDICTS),
+                    ]
                 )
-        share, undecided = np.mean(alarms, axis=0)
-        # The draws differ by their references, and all share the same pictures.
-        error = np.sqrt(np.var(alarms, axis=0)[0] / draws + share * (1 - share) / len(good))
-        low, high = max(0, share - 1.96 * error), share + 1.96 * error
-        promised = reference.threshold.promised_rate
-        found, unsure = np.mean(detections, axis=0)
+        kept, flagged, unsure = 100 * np.mean(alarms, axis=0)
+        _, found, unfound = 100 * np.mean(detections, axis=0)
+        low, high = interval([row[0] for row in alarms], len(good) - count)
         return (
-            f"| {self.name} | {count} | {rate:.0%} | {promised:.0%} "
-            f"| {100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f}) | {100 * undecided:.1f} "
-            f"| {100 * found:.1f} | {100 * unsure:.1f} | {len(good) - count} x {draws} |"
+            f"| {self.name} | {count} | {rate:.0%} | {max(promises):.0%} "
+            f"| {kept:.1f} ({low:.1f} to {high:.1f}) | {flagged:.1f} / {unsure:.1f} "
+            f"| {found:.1f} / {unfound:.1f} | {len(good) - count} x {draws} |"
         )
+
+
+def interval(shares: list[float], pictures: int) -> tuple[float, float]:
+    """95 % interval of a share in %, over draws of references and over the pictures they share."""
+    share = np.mean(shares)
+    near = (share * pictures + 2) / (pictures + 4)  # Agresti and Coull: none seen is not none
+    error = np.sqrt(np.var(shares, ddof=1) / len(shares) + near * (1 - near) / pictures)
+    reach = t.ppf(0.975, len(shares) - 1) * error
+    return 100 * max(0.0, share - reach), 100 * min(1.0, share + reach)
 
 
 def drawn(items: list, count: int, rng: np.random.Generator) -> list:
