@@ -4,6 +4,7 @@ vLLM's own handler renders the prompt; here every image of it is inspected, and 
 is put into the prompt behind the image.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +17,18 @@ from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import RetryableRequestError
 
+from looktwice_adapters.anomaly_map import placement
 from looktwice_adapters.facts import facts_sentence
 from looktwice_server.body import shown
-from looktwice_server.errors import RequestError
+from looktwice_server.decoded import HOLDING, DecodedPictures
+from looktwice_server.errors import PictureError, RequestError
 from looktwice_server.inspections import Crops, Finding, Inspections, together
 from looktwice_server.messages import checked_messages, count_images
 from looktwice_server.processor import compare
 from looktwice_server.references import References
 from looktwice_server.schemas import InspectionOptions, ReferenceVersion
 from looktwice_server.settings import Settings
+from looktwice_server.weights import ExpertSection
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,10 @@ class InspectingChat(OpenAIServingChat):
     inspections: Inspections
     references: References
     image_token_id: int
-    max_images: int
+    crop_side: int  # pixels
+    token_side: float  # of the expert, in pixels of a crop
+    settings: Settings
+    decoding: asyncio.Semaphore
 
     @classmethod
     def around(
@@ -113,15 +120,19 @@ class InspectingChat(OpenAIServingChat):
         stock: OpenAIServingChat,
         inspections: Inspections,
         references: References,
-        max_images: int,
+        settings: Settings,
     ) -> Self:
         """The stock handler with all its settings, inspecting."""
         chat = object.__new__(cls)
         chat.__dict__.update(stock.__dict__)
         chat.inspections = inspections
         chat.references = references
-        chat.image_token_id = stock.model_config.hf_config.image_token_index
-        chat.max_images = max_images
+        hf_config = stock.model_config.hf_config
+        chat.image_token_id = hf_config.image_token_index
+        chat.crop_side = hf_config.vision_config.image_size
+        chat.token_side = chat.crop_side / ExpertSection.from_config(hf_config).config.tower.grid
+        chat.settings = settings
+        chat.decoding = asyncio.Semaphore(HOLDING)
         return chat
 
     def _raise_if_error(self, finish_reason: str | None, request_id: str) -> None:
@@ -148,15 +159,17 @@ class InspectingChat(OpenAIServingChat):
 
     async def render(self, request: ChatCompletionRequest) -> Any:
         """Check the request and let vLLM render it."""
-        request.messages = checked_messages(request.messages, self.max_images)
+        request.messages = checked_messages(request.messages, self.settings.max_images)
         check_keys(request.__dict__ | (request.model_extra or {}))
-        return await super().render_chat_request(request)
+        with DecodedPictures(self.settings, self.decoding):
+            return await super().render_chat_request(request)
 
     def crops(self, engine_input: Any) -> list[Crops]:
         """The crops of a rendered prompt's images, in order of appearance.
 
         Raises:
             RequestError: an image token in the prompt belongs to no image.
+            PictureError: an image is too long and thin to be judged.
         """
         hashes = (engine_input.get("mm_hashes") or {}).get("image", [])
         places = (engine_input.get("mm_placeholders") or {}).get("image", [])
@@ -165,7 +178,28 @@ class InspectingChat(OpenAIServingChat):
             raise RequestError(
                 "the tools or other keys must not spell out <image>", param="messages"
             )
-        return list(map(_crops, hashes, engine_input["mm_kwargs"]["image"] if hashes else ()))
+        found = list(map(_crops, hashes, engine_input["mm_kwargs"]["image"] if hashes else ()))
+        for crops in found:
+            self._check_shape(crops)
+        return found
+
+    def _check_shape(self, crops: Crops) -> None:
+        """Refuse a picture of whose short side the grid of crops leaves less than a token.
+
+        What is on it would be gone, and the picture found normal.
+        """
+        rows, columns = self.inspections.grid(crops)
+        canvas = (columns * self.crop_side, rows * self.crop_side)
+        place = placement(crops.size, canvas)
+        left = min(place.width * canvas[0], place.height * canvas[1])
+        if left < self.token_side:
+            width, height = crops.size
+            piece = int(min(crops.size) * max(canvas) / self.token_side)
+            raise PictureError(
+                f"a picture of {width} x {height} px is too long and thin: this model sees its "
+                f"short side in {left:.0f} px, and needs {self.token_side:.0f}; cut it into pieces "
+                f"of at most {piece} px"
+            )
 
     async def inspect_images(self, engine_input: Any, options: InspectionOptions) -> Inspected:
         """The findings of a rendered prompt's images; the prompt's are then compared as they were.

@@ -75,15 +75,15 @@ def serve(
     """
     if decoder is not None and adapter != "anomalygpt":
         raise click.UsageError("--decoder FILE needs --adapter anomalygpt beside it")
+    flags = list(context.args)
+    if model.startswith("-"):  # `looktwice serve --dtype float32`: no MODEL before vLLM's flags
+        model, flags = "nano", [model, *flags]
     if not is_child():
-        context.exit(watch(context.args))
+        context.exit(watch(flags))
     end_with_parent()
     from looktwice_adapters.anomalygpt import DecoderFileError
     from looktwice_adapters.checkpoint import ExpertFileError
 
-    flags = list(context.args)
-    if model.startswith("-"):  # `looktwice serve --dtype float32`: no MODEL before vLLM's flags
-        model, flags = "nano", [model, *flags]
     try:
         settings = Settings.from_environment()
         path = find_model(model)
@@ -148,6 +148,8 @@ def prepare_environment(settings: Settings) -> None:
     os.environ["LOOKTWICE_REFERENCES"] = str(settings.references)
     os.environ["VLLM_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
     os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"
+    # Each of a request's `n` answers is sent to the engine with all its pictures.
+    os.environ.setdefault("VLLM_MAX_N_SEQUENCES", "16")
     os.environ["VLLM_USE_RUST_FRONTEND"] = "0"  # its routes are not ours
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # plants' machines call nobody
@@ -188,6 +190,9 @@ def vllm_arguments(model: str, flags: list[str]) -> Namespace:
         "--pipeline-parallel-size above 1": args.pipeline_parallel_size > 1,
         "--headless": args.headless,
         "--grpc": getattr(args, "grpc", False),
+        "--runner pooling": args.runner == "pooling",
+        "--language-model-only": args.language_model_only,
+        "--mm-encoder-only": args.mm_encoder_only,
     }
     for flag, given in refused.items():
         if given:
@@ -251,7 +256,7 @@ def expert_section(model: str, expert: Path | None, revision: str | None) -> dic
     if len({len(ids) for ids in section["phrase_token_ids"]}) > 1:
         raise SettingsError(f"the tokenizer of {model} gives the three phrases unequal lengths")
     config.anomaly_expert = section
-    ExpertSection.from_config(config).check()
+    ExpertSection.from_config(config).check(config.vision_config)
     return section
 
 

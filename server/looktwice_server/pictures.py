@@ -7,18 +7,21 @@ import asyncio
 import base64
 import ipaddress
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from typing import TypeVar
 
 import aiohttp
 import numpy as np
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from yarl import URL
 
+from looktwice_server.decoded import DecodedPictures
 from looktwice_server.errors import PictureError
 from looktwice_server.plugin import MEDIA_CONNECTOR
 from looktwice_server.settings import Settings
@@ -28,15 +31,34 @@ from looktwice_server.settings import Settings
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 # Bits of the sensors that write more than eight into a grey picture.
 DEPTHS = (8, 10, 12, 14, 16)
-# IPv6 addresses that lead to an IPv4 address inside (RFC 6052).
+# How a picture is turned upright, by its EXIF orientation (1 is upright).
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# IPv6 addresses that lead to an IPv4 address inside (RFC 6052), and to a site's own (RFC 8215).
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
 SHOWN = 100  # characters of a URL that an error repeats
 # A picture of the largest size takes half a GB while it is decoded: never many at once.
 DECODERS = ThreadPoolExecutor(2, "decode")
 
+T = TypeVar("T")
 
-def decode(data: bytes, settings: Settings) -> Image.Image:
+
+def decode(data: bytes, settings: Settings, others: DecodedPictures | None = None) -> Image.Image:
     """Read a picture's file: first frame, upright, 8 bits a channel, RGB.
+
+    Args:
+        data: the file.
+        settings: limits.
+        others: of the same request.
 
     Raises:
         PictureError: it cannot be read, or is too large or too small to be judged.
@@ -46,8 +68,10 @@ def decode(data: bytes, settings: Settings) -> Image.Image:
     try:
         picture = Image.open(BytesIO(data), formats=_readable())
         _check_size(picture.size, settings)  # before a pixel is decoded
+        if others is not None:
+            others.add(picture.size)
         picture.load()
-        return _to_rgb(ImageOps.exif_transpose(picture))
+        return _to_rgb(_upright(picture), settings.grey_bits)
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
@@ -85,10 +109,19 @@ def _check_size(size: tuple[int, int], settings: Settings) -> None:
         )
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture as its EXIF orientation says; other tags, however odd, do not matter."""
+    try:
+        turn = UPRIGHT.get(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow's reader reports broken EXIF by whatever went wrong in it
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _to_rgb(picture: Image.Image, grey_bits: int | None) -> Image.Image:
     """RGB with 8 bits a channel."""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return _deep_grey(np.asarray(picture, dtype=np.float32)).convert("RGB")
+        return _deep_grey(np.asarray(picture, dtype=np.float32), grey_bits).convert("RGB")
     if picture.mode == "P" or picture.has_transparency_data:
         # Parts cut out of their background stand on white, as on an inspection table.
         picture = picture.convert("RGBA")
@@ -98,16 +131,20 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _deep_grey(values: NDArray[np.float32]) -> Image.Image:
+def _deep_grey(values: NDArray[np.float32], bits: int | None = None) -> Image.Image:
     """8 bits of a 16-bit, 32-bit or float grey (H, W).
 
     The whole range of the sensor becomes 0 to 255, as in an 8-bit picture: stretching a picture's
-    own range would turn the noise of an even part into contrast. Its depth is the smallest usual
-    one that holds the brightest pixel; only beyond 16 bits and below 0 is there no sensor's range.
+    own range would turn the noise of an even part into contrast. Files do not tell its depth:
+    unless `bits` does, it is the smallest usual one that holds the brightest pixel; only beyond 16
+    bits and below 0 is there no sensor's range.
     """
     values = np.nan_to_num(values)
     low, high = float(values.min()), float(values.max())
-    if low < 0 or high >= 2 ** DEPTHS[-1]:
+    if bits is not None and low >= 0 and high > 1:
+        full = 2.0**bits - 1
+        values = values.clip(max=full)
+    elif low < 0 or high >= 2 ** DEPTHS[-1]:
         values = values - low
         full = (high - low) or 1.0
     elif high <= 1:
@@ -117,7 +154,9 @@ def _deep_grey(values: NDArray[np.float32]) -> Image.Image:
     return Image.fromarray((values / full * 255).round().astype(np.uint8))
 
 
-def decode_data_uri(uri: str, settings: Settings) -> Image.Image:
+def decode_data_uri(
+    uri: str, settings: Settings, others: DecodedPictures | None = None
+) -> Image.Image:
     """Read a picture from `data:image/...;base64,...`.
 
     Raises:
@@ -131,7 +170,7 @@ def decode_data_uri(uri: str, settings: Settings) -> Image.Image:
         data = base64.b64decode("".join(body.split()), validate=True)
     except ValueError as error:
         raise PictureError(f"the data URI is not valid base64: {error}") from error
-    return decode(data, settings)
+    return decode(data, settings, others)
 
 
 class PublicResolver(AbstractResolver):
@@ -180,6 +219,8 @@ def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
         inner = address.ipv4_mapped or address.sixtofour
         if address in NAT64:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if address in LOCAL_NAT64:
+            return False
         if inner is not None:
             return _is_public(inner)
     return address.is_global and not address.is_multicast
@@ -271,6 +312,17 @@ def _is_address(host: str) -> bool:
     return True
 
 
+async def _decoded(
+    read: Callable[[T, Settings, DecodedPictures | None], Image.Image], data: T, settings: Settings
+) -> Image.Image:
+    """What `read` makes of a request's data, in another thread, when it is the request's turn."""
+    others = DecodedPictures.current()
+    if others is not None:
+        await others.wait()
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(DECODERS, read, data, settings, others)
+
+
 @MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)
 class PictureConnector(MediaConnector):
     """Reads the pictures of requests for vLLM, by the rules of this module."""
@@ -283,17 +335,16 @@ class PictureConnector(MediaConnector):
         Raises:
             PictureError: it cannot be had.
         """
-        settings, loop = Settings.from_environment(), asyncio.get_running_loop()
+        settings = Settings.from_environment()
         scheme = image_url.partition(":")[0].lower()
         if scheme == "data":
-            return await loop.run_in_executor(DECODERS, decode_data_uri, image_url, settings)
+            return await _decoded(decode_data_uri, image_url, settings)
         if scheme not in ("http", "https"):
             raise PictureError(
                 f"a picture comes as a data URI or an http(s) URL, not as {image_url[:40]!r}"
             )
         allowed = frozenset(map(str.lower, self.allowed_media_domains))
-        data = await fetch(image_url, allowed, settings)
-        return await loop.run_in_executor(DECODERS, decode, data, settings)
+        return await _decoded(decode, await fetch(image_url, allowed, settings), settings)
 
     def fetch_image(self, image_url: str, *, image_mode: str | None = "RGB") -> Image.Image:
         """The same from code that does not run in an event loop."""

@@ -180,7 +180,7 @@ class LookTwice:
             settings,
             calibration.normal_scores,
         )
-        self.chat = InspectingChat.around(chat, inspections, self.references, settings.max_images)
+        self.chat = InspectingChat.around(chat, inspections, self.references, settings)
 
     @property
     def model_name(self) -> str:

@@ -56,7 +56,8 @@ def supervise(grace: float) -> int | None:
         env=os.environ | {CHILD_OF: str(os.getpid())},
         start_new_session=True,  # a terminal's Ctrl-C comes here only
     )
-    before = {number: signal.signal(number, pass_on) for number in ENDINGS}
+    heard = [one for one in ENDINGS if signal.getsignal(one) != signal.SIG_IGN]  # nohup's, say
+    before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         code = _wait(child, asked, grace)
     finally:

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from looktwice_adapters.anomalygpt import AnomalyGPT
-from looktwice_adapters.checkpoint import check_state, read_expert, released_config
+from looktwice_adapters.checkpoint import (
+    ExpertFileError,
+    check_state,
+    read_expert,
+    released_config,
+)
 from looktwice_adapters.expert import Calibration, ExpertConfig
 
 
@@ -36,13 +41,30 @@ class ExpertSection:
         )
         return cls(weights, config, phrases)
 
-    def check(self) -> None:
-        """Compare the file with the sizes.
+    def check(self, vision: Any) -> None:
+        """Compare the file with the sizes, and the sizes with the LLM's image tower.
+
+        Args:
+            vision: the checkpoint's `vision_config`.
 
         Raises:
             ExpertFileError: it is missing, unreadable or does not fit.
         """
         check_state(read_expert(self.weights), self.config)
+        tower, channels = self.config.tower, self.config.llm_hidden_size or self.config.hidden_size
+        wanted = {"channels": channels}
+        has = {"channels": vision.hidden_size}
+        if tower.name == "llm":
+            depth = max(*tower.levels, tower.final)
+            wanted |= {"tokens a side": tower.grid, "layers": depth}
+            has |= {"tokens a side": vision.image_size // vision.patch_size}
+            has |= {"layers": min(depth, vision.num_hidden_layers)}
+        for what, number in wanted.items():
+            if number != has[what]:
+                raise ExpertFileError(
+                    f"{self.weights} belongs to another checkpoint: it wants an image tower of "
+                    f"{number} {what}, this one has {has[what]}"
+                )
 
 
 def decoder_file(hf_config: Any) -> Path | None:

@@ -86,6 +86,7 @@ def pictures() -> dict[str, str]:
         "a decompression bomb in a PNG's text": png_of_size(99, 99, text_bomb),
         "a picture of 27 x 300": encoded(scratched((27, 300))),
         "a picture of 1 x 1": encoded(scratched((1, 1))),
+        "a picture of 2800 x 28": encoded(scratched((2800, 28))),
     }
     hosts = {
         "loopback": "127.0.0.1",
@@ -103,6 +104,7 @@ def pictures() -> dict[str, str]:
         "private, 192.168.x": "192.168.1.20",
         "private, IPv6": "[fc00::1]",
         "private through NAT64": "[64:ff9b::10.0.0.1]",
+        "a site's own NAT64": "[64:ff9b:1::10.0.0.1]",
         "carrier-grade NAT": "100.64.0.1",
         "multicast": "224.0.0.1",
         "no address": "0.0.0.0",
@@ -234,7 +236,7 @@ def sampling() -> Iterator[Row]:
     wrong = {
         "n: 0": {"n": 0},
         "n: -1": {"n": -1},
-        "n: 100000": {"n": 100_000, "temperature": 1},
+        "n: 17": {"n": 17, "temperature": 1},
         "n: 2, greedy": {"n": 2},
         "max_tokens: 0": {"max_tokens": 0},
         "max_tokens: -1": {"max_tokens": -1},

@@ -1,12 +1,24 @@
 """What the launcher makes of vLLM's flags."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
+from looktwice_adapters.checkpoint import ExpertFileError
+from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
+from looktwice_adapters.towers import TowerConfig
+from looktwice_server import launch
 from looktwice_server.errors import SettingsError
-from looktwice_server.launch import CHECKOUT_MODELS, CPU_CACHE_BYTES, serve, vllm_arguments
+from looktwice_server.launch import (
+    CHECKOUT_MODELS,
+    CPU_CACHE_BYTES,
+    expert_section,
+    serve,
+    vllm_arguments,
+)
 
 NANO = str(CHECKOUT_MODELS / "nano")
 VALUES = Path(__file__).parents[2] / "docker" / "kubernetes" / "values.yaml"
@@ -57,6 +69,9 @@ def test_a_cpu_without_bfloat16_serves_in_float32_unless_told(monkeypatch, has, 
         ["--enable-mm-embeds"],
         ["--grpc"],
         ["--trust-request-mm-kwargs"],
+        ["--runner", "pooling"],
+        ["--language-model-only"],
+        ["--mm-encoder-only"],
         ["--limit-mm-per-prompt", '{"image": 2}'],
         ["--mm-processor-cache-gb", "1"],
         ["--worker-extension-cls", "mine.Worker"],
@@ -65,6 +80,39 @@ def test_a_cpu_without_bfloat16_serves_in_float32_unless_told(monkeypatch, has, 
 def test_what_cannot_work_with_inspections_is_refused_by_name(flags):
     with pytest.raises(SettingsError, match=flags[0]):
         vllm_arguments(NANO, flags)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"hidden_size": 48, "level_sizes": (48,)}, "48 channels, this one has 192"),
+        ({"levels": (9,)}, "9 layers, this one has 8"),
+        ({"grid": 7}, "7 tokens a side, this one has 8"),
+    ],
+)
+def test_an_expert_of_another_checkpoint_is_refused_before_anything_starts(tmp_path, changed, says):
+    sizes = {"hidden_size": 192, "level_sizes": (192,)}
+    taps = {"levels": (7,), "final": 8, "grid": 8}
+    sizes |= {key: value for key, value in changed.items() if key in sizes}
+    taps |= {key: value for key, value in changed.items() if key in taps}
+    config = ExpertConfig(**sizes, tower=TowerConfig(**taps))
+    file = tmp_path / "expert.safetensors"
+    save_file(AnomalyExpert(config).state_dict(), file)
+    section = {"hidden_size": sizes["hidden_size"], "level_sizes": sizes["level_sizes"]}
+    file.with_suffix(".json").write_text(json.dumps(section | {"tower": taps}))
+    with pytest.raises(ExpertFileError, match=says):
+        expert_section(NANO, file, None)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--shutdown-timeout", "60"], ["--shutdown-timeout=60"], ["nano", "--shutdown_timeout", "60"]],
+)
+def test_open_requests_get_the_time_that_was_asked_for(monkeypatch, flags):
+    monkeypatch.setattr(launch, "supervise", lambda grace: grace)
+    with pytest.raises(SystemExit) as ended:
+        serve.main(flags)
+    assert ended.value.code == 70
 
 
 def chart_command(tmp_path):

@@ -3,7 +3,9 @@
 import asyncio
 import random
 import socket
+import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -15,11 +17,18 @@ from aiohttp.abc import AbstractResolver
 from PIL import Image, ImageFile
 
 from looktwice_server import pictures
+from looktwice_server.decoded import DecodedPictures
 from looktwice_server.errors import PictureError
-from looktwice_server.pictures import PictureConnector, decode, decode_data_uri, fetch
+from looktwice_server.pictures import (
+    ORIENTATION,
+    PictureConnector,
+    decode,
+    decode_data_uri,
+    fetch,
+)
 from looktwice_server.settings import Settings
 from tests.server.bad_input_table import camera
-from tests.server.wire import data_uri, encoded, scratched
+from tests.server.wire import data_uri, encoded, good_uri, scratched
 
 SETTINGS = Settings(fetch_timeout=1, max_download_mb=1)
 LOCAL = frozenset({"127.0.0.1"})
@@ -75,6 +84,79 @@ def test_deep_greys_keep_the_range_of_their_sensor(
     found = decode(encoded(Image.fromarray(tall), "TIFF"), SETTINGS)
     assert found.mode == "RGB"
     assert [found.getpixel((0, 0))[0], found.getpixel((55, 0))[0]] == eight_bits
+
+
+def test_the_depth_of_a_sensor_can_be_told() -> None:
+    dim = np.full((28, 56), 200, np.uint16)
+    glint = dim.copy()
+    glint[0, 0] = 1030
+    settings = replace(SETTINGS, grey_bits=12)
+    for values in (dim, glint):
+        found = decode(encoded(Image.fromarray(values), "TIFF"), settings)
+        assert found.getpixel((5, 5)) == (12, 12, 12)
+
+
+@pytest.mark.parametrize("kind", [2, 6])  # a text, a signed byte: no resolution
+def test_odd_exif_does_not_keep_a_picture_from_being_turned_upright(kind: int) -> None:
+    turned = struct.pack("<HHIHH", ORIENTATION, 3, 1, 6, 0)
+    odd = struct.pack("<HHI4s", 0x011A, kind, 4, b"abc\xff")
+    directory = struct.pack("<H", 2) + turned + odd + struct.pack("<I", 0)
+    exif = b"Exif\0\0" + struct.pack("<2sHI", b"II", 42, 8) + directory
+    data = encoded(scratched((40, 30)), "JPEG", exif=exif)
+    assert decode(data, SETTINGS).size == (30, 40)
+
+
+# All pictures of a request.
+
+
+def test_the_pictures_of_a_request_are_limited_together_before_they_are_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri = data_uri(encoded(Image.new("1", (7000, 7000))))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: None)
+    monkeypatch.setattr(pictures, "_to_rgb", lambda picture, bits: picture)
+
+    async def four_then_one_more() -> None:
+        fetch_image = PictureConnector().fetch_image_async
+        places = asyncio.Semaphore(1)
+        with DecodedPictures(SETTINGS, places):
+            await asyncio.gather(*(fetch_image(uri) for _ in range(4)))
+            assert places.locked()
+            with pytest.raises(PictureError, match="more pixels together than this server takes"):
+                await fetch_image(uri)
+        assert not places.locked()
+
+    asyncio.run(four_then_one_more())
+
+
+def test_a_request_waits_until_another_has_let_go_of_its_pictures() -> None:
+    uri, order = good_uri(), []
+
+    async def request(name: str, places: asyncio.Semaphore) -> None:
+        with DecodedPictures(SETTINGS, places):
+            await PictureConnector().fetch_image_async(uri)
+            order.append(f"{name} decoded")
+            await asyncio.sleep(0.05)
+            await PictureConnector().fetch_image_async(uri)
+            order.append(f"{name} done")
+
+    async def both() -> None:
+        places = asyncio.Semaphore(1)
+        await asyncio.gather(request("a", places), request("b", places))
+
+    asyncio.run(both())
+    assert order == ["a decoded", "a done", "b decoded", "b done"]
+
+
+def test_a_picture_that_comes_after_its_request_has_ended_holds_no_place() -> None:
+    async def late() -> None:
+        places = asyncio.Semaphore(1)
+        with DecodedPictures(SETTINGS, places) as ended:
+            pass
+        await ended.wait()
+        assert not places.locked()
+
+    asyncio.run(late())
 
 
 # Data URIs.
