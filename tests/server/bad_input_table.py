@@ -215,6 +215,8 @@ def options() -> Iterator[Row]:
     yield Row("an unknown model", chat(good, QUESTION, model="gpt-5"), 404)
     yield Row("model: a number", chat(good, QUESTION, model=5))
     yield Row("17 pictures", chat(*[good] * 17, QUESTION))
+    large = image(data_uri(encoded(Image.new("1", (7000, 7000)))))
+    yield Row("five pictures of 49 megapixels", chat(*[large] * 5, QUESTION))
     yield Row("17 pictures in two messages", talk([user(*[good] * 9), user(*[good] * 8)]))
     yield Row("an unknown reference", inspect(good_uri(), reference="cup"), 404)
     yield Row("an unknown model", inspect(good_uri(), model="gpt-5"), 404)
