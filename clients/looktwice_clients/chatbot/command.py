@@ -13,6 +13,9 @@ from looktwice_clients.cli import url_option
 
 SHORTEST_KEY = 8
 
+GOODBYE_SECONDS = 5
+"""How long open pages may hold up the end; each keeps a connection as long as it is open."""
+
 
 @click.command()
 @url_option
@@ -86,4 +89,11 @@ def _serve(url: str | None, host: str, port: int, database: str | None, key: str
     click.echo(f"http://{host}:{port}/  server {inspector.url}  history {kept}")
     if key is None and not host.startswith("127.") and host not in ("localhost", "::1"):
         click.echo("looktwice: without --key whoever reaches this address may use it", err=True)
-    uvicorn.run(application, host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(
+        application,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=GOODBYE_SECONDS,
+    )
