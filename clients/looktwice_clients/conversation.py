@@ -8,7 +8,9 @@ for it wait for the next one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
@@ -120,8 +122,10 @@ class Conversation(_History):
     def send(self, text: str, *images: ImageSource) -> Answer:
         """Say `text`, with more pictures if any, and wait for the whole answer."""
         request = self._request(text, images, self._inspector.model)
-        completion = self._inspector.client.chat.completions.create(**request)
-        return self._remember(request, _answer(cast("ChatCompletion", completion)))
+        with _readable():
+            completion = self._inspector.client.chat.completions.create(**request)
+            answer = _answer(cast("ChatCompletion", completion))
+        return self._remember(request, answer)
 
     def stream(self, text: str, *images: ImageSource) -> AnswerStream:
         """Say `text`; iterate over the result for the pieces of the answer as they come."""
@@ -143,8 +147,10 @@ class AsyncConversation(_History):
     async def send(self, text: str, *images: ImageSource) -> Answer:
         """Say `text`, with more pictures if any, and wait for the whole answer."""
         request = self._request(text, images, await self._inspector.model())
-        completion = await self._inspector.client.chat.completions.create(**request)
-        return self._remember(request, _answer(cast("ChatCompletion", completion)))
+        with _readable():
+            completion = await self._inspector.client.chat.completions.create(**request)
+            answer = _answer(cast("ChatCompletion", completion))
+        return self._remember(request, answer)
 
     async def stream(self, text: str, *images: ImageSource) -> AsyncAnswerStream:
         """Say `text`; iterate over the result for the pieces of the answer as they come."""
@@ -207,7 +213,7 @@ class AnswerStream(_Pieces):
 
     def __iter__(self) -> Iterator[str]:
         """The pieces of text, none of them empty."""
-        with self._chunks as chunks:
+        with self._chunks as chunks, _readable():
             for chunk in chunks:
                 if piece := self._add(chunk):
                     yield piece
@@ -234,14 +240,25 @@ class AsyncAnswerStream(_Pieces):
     async def __aiter__(self) -> AsyncIterator[str]:
         """The pieces of text, none of them empty."""
         async with self._chunks as chunks:
-            async for chunk in chunks:
-                if piece := self._add(chunk):
-                    yield piece
+            with _readable():
+                async for chunk in chunks:
+                    if piece := self._add(chunk):
+                        yield piece
         self._finish()
 
     async def close(self) -> None:
         """Stop reading; the server stops writing."""
         await self._chunks.close()
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What is no chat completion becomes a `ReplyError`: the SDK hands out whatever it was sent."""
+    try:
+        yield
+    except (AttributeError, IndexError, JSONDecodeError, KeyError, TypeError) as error:
+        reason = "the reply is no chat completion: is this a LookTwice server?"
+        raise ReplyError(reason) from error
 
 
 def _answer(completion: ChatCompletion) -> Answer:

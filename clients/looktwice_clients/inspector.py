@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, overload
 from weakref import WeakSet
 
 from openai import AsyncOpenAI, OpenAI, OpenAIError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from looktwice_clients.address import server_key, server_url
@@ -81,7 +81,7 @@ class Inspector:
     def model(self) -> str:
         """The name of the model that answers questions, asked for once."""
         if self._model is None:
-            self._model = _first_model([model.id for model in self.client.models.list().data])
+            self._model = model_names(self.client.get("/models", cast_to=object))[0]
         return self._model
 
     def inspect(
@@ -260,8 +260,7 @@ class AsyncInspector:
     async def model(self) -> str:
         """The name of the model that answers questions, asked for once."""
         if self._model is None:
-            models = await self.client.models.list()
-            self._model = _first_model([model.id for model in models.data])
+            self._model = model_names(await self.client.get("/models", cast_to=object))[0]
         return self._model
 
     async def inspect(
@@ -391,10 +390,29 @@ def _only(reply: object) -> Inspection:
     return data[0]
 
 
-def _first_model(names: list[str]) -> str:
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    """The envelope of `GET /v1/models`."""
+
+    data: list[_Model]
+
+
+def model_names(reply: object) -> list[str]:
+    """The models' names in the reply of `GET /v1/models`, at least one.
+
+    Raises:
+        ReplyError: it lists none, or is something else.
+    """
+    try:
+        names = [model.id for model in _Models.model_validate(reply).data]
+    except ValidationError as error:
+        raise ReplyError(f"the reply is no list of models: {what_is_wrong(error)}") from None
     if not names:
         raise ReplyError("the server lists no model")
-    return names[0]
+    return names
 
 
 def _check_concurrency(concurrency: int) -> None:

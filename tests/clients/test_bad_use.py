@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from mcp import Client
+from openai import OpenAIError
 from PIL import Image
 
-from looktwice_clients import AsyncInspector, Inspector
+from looktwice_clients import AsyncInspector, Inspector, ReplyError, doctor
 from looktwice_clients.allowed_pictures import AllowedPictures
 from looktwice_clients.cli import run
-from looktwice_clients.errors import one_line
+from looktwice_clients.errors import LookTwiceError, one_line
 from looktwice_clients.langchain_tool import InspectionTool
 from looktwice_clients.mcp_server import mcp_server
 
@@ -59,6 +60,65 @@ def with_mcp(url: str, picture: Path, timeout: float) -> str:
 WAYS = [with_inspector, with_async_inspector, with_langchain, with_mcp]
 
 
+def with_ask(url: str, picture: Path) -> str:
+    try:
+        with Inspector(url, max_retries=0) as inspector:
+            return inspector.ask(picture, "Any defect?").text
+    except (LookTwiceError, OpenAIError) as error:
+        return one_line(error, url)
+
+
+def with_async_ask(url: str, picture: Path) -> str:
+    async def ask() -> str:
+        async with AsyncInspector(url, max_retries=0) as inspector:
+            return (await inspector.ask(picture, "Any defect?")).text
+
+    try:
+        return asyncio.run(ask())
+    except (LookTwiceError, OpenAIError) as error:
+        return one_line(error, url)
+
+
+def with_stream(url: str, picture: Path) -> str:
+    try:
+        with Inspector(url, max_retries=0) as inspector:
+            return "".join(inspector.chat(picture).stream("Any defect?"))
+    except (LookTwiceError, OpenAIError) as error:
+        return one_line(error, url)
+
+
+def with_async_stream(url: str, picture: Path) -> str:
+    async def ask() -> str:
+        async with AsyncInspector(url, max_retries=0) as inspector:
+            pieces = await inspector.chat(picture).stream("Any defect?")
+            return "".join([piece async for piece in pieces])
+
+    try:
+        return asyncio.run(ask())
+    except (LookTwiceError, OpenAIError) as error:
+        return one_line(error, url)
+
+
+def with_explain(url: str, picture: Path) -> str:
+    async def ask() -> str:
+        async with AsyncInspector(url, max_retries=0) as inspector:
+            async with Client(mcp_server(inspector, AllowedPictures([picture.parent]))) as client:
+                asked = {"image": picture.name, "question": "Any defect?"}
+                return (await client.call_tool("explain", asked)).content[0].text
+
+    return asyncio.run(ask())
+
+
+def with_doctor(url: str, picture: Path) -> str:
+    [finding] = doctor.server(url)
+    assert finding.state == "problem"
+    return finding.detail
+
+
+ASKING = [with_ask, with_async_ask, with_stream, with_async_stream, with_explain, with_doctor]
+"""Ways that ask for the server's models first."""
+
+
 @pytest.fixture
 def part(tmp_path: Path) -> Path:
     Image.new("RGB", (40, 30), (204, 0, 0)).save(tmp_path / "part.png")
@@ -72,6 +132,9 @@ class OtherServer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def do_GET(self) -> None:
         self.send_response(self.status)
         kind = "application/json" if self.content.startswith(b"{") else "text/html"
         self.send_header("Content-Type", kind)
@@ -146,6 +209,51 @@ def test_another_server_behind_the_address_is_told_in_a_short_line(
     said = way(other_server(status, content), part, 10)
     assert expected in said
     assert len(said) < 500
+
+
+@pytest.mark.parametrize("way", ASKING)
+@pytest.mark.parametrize(
+    ("status", "content", "expected"),
+    [
+        (404, b"<html>" + b"not here " * 5000, "HTTP 404 without a reason"),
+        (200, b"<html>hello</html>", "no list of models"),
+        (200, b'{"data": [7]}', "no list of models: data.0"),
+        (200, b'{"data": []}', "lists no model"),
+        (200, b'{"data": [{"id": "x"}]}', "LookTwice"),
+        (200, b'{"data": [{"id": "x"}], "choices": [{}], "inspections": []}', "LookTwice"),
+    ],
+    ids=["404 page", "200 page", "200 other json", "no model", "no choices", "no message"],
+)
+def test_another_server_that_is_asked_for_words_is_told_in_a_short_line(
+    way: Callable[[str, Path], str],
+    part: Path,
+    other_server: Callable[[int, bytes], str],
+    status: int,
+    content: bytes,
+    expected: str,
+) -> None:
+    said = way(other_server(status, content), part)
+    assert expected in said
+    assert "\n" not in said
+    assert len(said) < 500
+
+
+@pytest.mark.parametrize("content", [b"<html>hello</html>", b"7", b'{"choices": 7}'])
+def test_an_answer_of_another_server_is_no_answer(
+    part: Path, other_server: Callable[[int, bytes], str], content: bytes
+) -> None:
+    with Inspector(other_server(200, content), model="x") as inspector:
+        with pytest.raises(ReplyError, match="is this a LookTwice server"):
+            inspector.ask(part, "Any defect?")
+
+
+@pytest.mark.parametrize("event", [b"<html>", b"data: 7", b"data: {", b'data: {"choices": [{}]}'])
+def test_a_stream_of_another_server_is_no_answer(
+    part: Path, other_server: Callable[[int, bytes], str], event: bytes
+) -> None:
+    with Inspector(other_server(200, event + b"\n\n"), model="x") as inspector:
+        with pytest.raises(ReplyError, match="is this a LookTwice server"):
+            list(inspector.chat(part).stream("Any defect?"))
 
 
 @pytest.mark.parametrize("way", WAYS)
