@@ -329,8 +329,7 @@ class AsyncInspector:
     ) -> Answer:
         """One question about one picture, as `Inspector.ask` answers it."""
         options = ChatOptions(reference, map, grounding, completion)
-        conversation = await asyncio.to_thread(AsyncConversation, self, options, image)
-        return await conversation.send(question)
+        return await AsyncConversation(self, options, image).send(question)
 
     async def report(
         self,
@@ -352,7 +351,7 @@ class AsyncInspector:
         grounding: bool = True,
         **completion: Any,
     ) -> AsyncConversation:
-        """A conversation that remembers its pictures; the arguments are those of `ask`."""
+        """A conversation as `Inspector.chat` makes it; its first turn reads `image`."""
         return AsyncConversation(self, ChatOptions(reference, map, grounding, completion), image)
 
     async def close(self) -> None:

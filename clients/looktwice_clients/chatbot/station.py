@@ -105,7 +105,7 @@ class Station:
         inspection = await self.inspector.inspect(content, product)
         overlay, jpeg = await asyncio.to_thread(_drawn, content, inspection)
         row = _row(inspection, Path(picture).name, jpeg, request)
-        return overlay, Session(row, content, await self._conversation(row, content))
+        return overlay, Session(row, content, self._conversation(row, content))
 
     async def ask(self, question: str, session: Session | None) -> AsyncIterator[tuple[Any, ...]]:
         """Outputs: notice, chat, question; the answer grows while it is written."""
@@ -134,14 +134,12 @@ class Station:
     async def forget(self, session: Session | None) -> str:
         """Begin the conversation about the same picture anew; the notice."""
         if session is not None:
-            session.conversation = await self._conversation(session.row, session.picture)
+            session.conversation = self._conversation(session.row, session.picture)
             session.talk = []
         return ""
 
-    async def _conversation(self, row: InspectionRow, picture: str) -> AsyncConversation:
-        return await asyncio.to_thread(
-            self.inspector.chat, picture, row.product, max_tokens=MAX_TOKENS
-        )
+    def _conversation(self, row: InspectionRow, picture: str) -> AsyncConversation:
+        return self.inspector.chat(picture, row.product, max_tokens=MAX_TOKENS)
 
     async def feedback(self, opinion: str | None, word: str, session: Session | None) -> str:
         """The notice; `opinion` is "right" or "wrong"."""
