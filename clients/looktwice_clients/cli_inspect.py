@@ -153,7 +153,7 @@ def with_overlays(targets: list[Target], map_to: Path | None) -> list[Target]:
     """The targets with the files of their overlays: `map_to`, or one each in the folder `map_to`.
 
     Raises:
-        click.UsageError: one file for several pictures, or a picture would be overwritten.
+        click.UsageError: one file for several pictures, or a picture could be overwritten.
     """
     if map_to is None:
         return targets
@@ -167,6 +167,11 @@ def with_overlays(targets: list[Target], map_to: Path | None) -> list[Target]:
     for file in files:
         if file.resolve() in originals:
             raise click.UsageError(f"--map would overwrite the picture {file}")
+    if files != [map_to] and map_to.resolve() in {original.parent for original in originals}:
+        # Others of that folder's pictures may bear an overlay's name.
+        raise click.UsageError(
+            f"--map {map_to} holds pictures to inspect: give the overlays another folder"
+        )
     return [
         Target(target.path, target.source, target.problem, file)
         for target, file in zip(targets, files, strict=True)
