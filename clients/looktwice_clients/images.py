@@ -141,7 +141,8 @@ def _file_content(path: str | os.PathLike[str]) -> bytes:
             raise ImageError(
                 f"{name}: only http://, https:// and data: addresses; give a file as its path"
             ) from None
-        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+        code = "missing" if isinstance(error, FileNotFoundError) else ""
+        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}", code) from None
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{name}: is {'a folder' if stat.S_ISDIR(status.st_mode) else 'no file'}")
     _check_size(status.st_size, name)
@@ -168,7 +169,7 @@ def _checked_size(content: bytes, name: str) -> bytes:
 
 def _check_size(size: int, name: str) -> None:
     if size == 0:
-        raise ImageError(f"{name}: is empty")
+        raise ImageError(f"{name}: is empty", "empty")
     if size > MAX_BYTES:
         most = MAX_BYTES // 1_000_000
         raise ImageError(f"{name}: {size / 1e6:.0f} MB is too large, at most {most} MB")
@@ -182,7 +183,8 @@ def _readable(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except Exception as error:  # its readers raise all kinds
-        raise ImageError(f"{name}: cannot be read as a picture ({error})") from None
+        said = f"{name}: cannot be read as a picture ({error})"
+        raise ImageError(said, "unreadable") from None
 
 
 def _opened(content: bytes, name: str) -> Image.Image:
@@ -195,7 +197,7 @@ def _opened(content: bytes, name: str) -> Image.Image:
         try:
             return Image.open(io.BytesIO(content), formats=formats)
         except UnidentifiedImageError:
-            raise ImageError(f"{name}: not a picture{_hint(content)}") from None
+            raise _no_picture(content, name) from None
 
 
 def _kind(content: bytes, name: str) -> str:
@@ -203,12 +205,13 @@ def _kind(content: bytes, name: str) -> str:
         return picture.format or ""
 
 
-def _hint(content: bytes) -> str:
+def _no_picture(content: bytes, name: str) -> ImageError:
+    said = f"{name}: not a picture"
     if b"<svg" in content[:1024]:
-        return " (SVG is a drawing: export it as PNG)"
+        return ImageError(f"{said} (SVG is a drawing: export it as PNG)", "svg")
     if content.startswith(b"%PDF"):
-        return " (PDF is a document: export the page as PNG)"
-    return ""
+        return ImageError(f"{said} (PDF is a document: export the page as PNG)", "pdf")
+    return ImageError(said, "not_picture")
 
 
 def _decoded(content: bytes, name: str) -> Image.Image:

@@ -264,20 +264,32 @@ class Station:
         if getattr(error, "status_code", None) == HTTPStatus.SERVICE_UNAVAILABLE:
             kind = "busy"
         detail = one_line(error).removeprefix("images[0]").lstrip(": ")
+        if isinstance(error, ImageError) and error.code:
+            name = f"{printable(error.name)}: " if isinstance(error, UploadError) else ""
+            detail = name + self.words(f"picture.{error.code}")
         return self.words(f"error.{kind}", detail=detail)
+
+
+class UploadError(ImageError):
+    """An uploaded file that is no picture."""
+
+    def __init__(self, error: ImageError, path: Path) -> None:
+        """What is wrong with the file at `path`; the text names the file, not the folder."""
+        super().__init__(str(error).replace(f"{path.parent}/", ""), error.code)
+        self.name = path.name
 
 
 def uploaded(picture: str) -> str:
     """An uploaded file as a data URI, byte for byte where servers read its format.
 
     Raises:
-        ImageError: it is no picture, or too large; the text names the file, not the folder.
+        UploadError: it is gone, no picture, or too large.
     """
     path = Path(picture)
     try:
         return to_wire(path)
     except ImageError as error:
-        raise ImageError(str(error).replace(f"{path.parent}/", "")) from None
+        raise UploadError(error, path) from None
 
 
 def _drawn(picture: str, inspection: Inspection) -> tuple[Image.Image, bytes]:

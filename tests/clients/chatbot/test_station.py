@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from PIL import Image
 
 from looktwice_clients.chatbot import fragments
 from looktwice_clients.chatbot.history import PAGE
@@ -211,6 +212,29 @@ def test_a_file_that_is_no_picture_is_named_without_its_path(play, tmp_path):
     ):
         assert "cannot be used: note.png: not a picture" in said
         assert str(tmp_path) not in said
+
+
+BAD = {
+    "missing": None,
+    "empty": b"",
+    "not_picture": b"no picture",
+    "svg": b"<svg/>",
+    "pdf": b"%PDF-1.7",
+    "unreadable": encoded(Image.new("1", (20_000, 20_000))),
+}
+
+
+@pytest.mark.parametrize("code", BAD)
+def test_what_is_wrong_with_a_picture_is_told_in_the_pages_language(play, tmp_path, code):
+    path = tmp_path / "part: 1.png"
+    if BAD[code] is not None:
+        path.write_bytes(BAD[code])
+    for language in ("en", "ko", "de"):
+        words = wording(language)
+        told = fragments.notice(
+            words("error.picture", detail=f"part: 1.png: {words(f'picture.{code}')}"), problem=True
+        )
+        assert play(lambda s: inspected(s, str(path)), language)[0] == told
 
 
 def test_a_server_that_is_away_or_refuses_is_told_in_the_pages_language(play, plant, scratched):
