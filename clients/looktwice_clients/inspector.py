@@ -18,7 +18,7 @@ from openai import AsyncOpenAI, OpenAI, OpenAIError
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
-from looktwice_clients.address import server_key, server_url
+from looktwice_clients.address import TIMEOUT, server_key, server_url
 from looktwice_clients.conversation import Answer, AsyncConversation, ChatOptions, Conversation
 from looktwice_clients.errors import LookTwiceError, ReplyError, what_is_wrong
 from looktwice_clients.images import ImageSource, to_wire
@@ -31,9 +31,6 @@ from looktwice_clients.report import (
     report_from,
 )
 from looktwice_clients.schemas import Inspection, InspectionList
-
-TIMEOUT = 600.0
-"""Seconds that a request may take, waiting in the server's queue included."""
 
 BAR_DELAY = 2.0
 """Seconds that many pictures may take before a progress bar is shown."""

@@ -1,6 +1,8 @@
 """What goes wrong on the way, in every client: one clear line, nothing sent that should not be."""
 
 import asyncio
+import io
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 from mcp import Client
-from openai import OpenAIError
+from openai import APIConnectionError, OpenAIError
 from PIL import Image
 
 from looktwice_clients import AsyncInspector, Inspector, ReplyError, doctor
@@ -259,8 +261,12 @@ def test_a_stream_of_another_server_is_no_answer(
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("url", ["http://", "http://[", "http://a b/v1", "ftp://host/v1"])
 def test_an_address_that_is_none_is_an_error_in_a_line(way: Way, part: Path, url: str) -> None:
+    with Inspector(url, max_retries=0) as inspector, pytest.raises(APIConnectionError):
+        inspector.inspect(part)
     said = way(url, part, 10)
-    assert 0 < len(said) < 500
+    assert "cannot reach" in said
+    assert "\n" not in said
+    assert len(said) < 500
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -301,9 +307,66 @@ def test_the_commands_end_with_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import io
-
     monkeypatch.setattr("sys.stdin", io.StringIO("Any defect?\n"))
     assert run([command, str(part), "--url", url]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("looktwice: ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["inspect", "part.png"],
+        ["chat", "part.png"],
+        ["reference", "list"],
+        ["reference", "show", "plate"],
+        ["reference", "remove", "plate"],
+        ["reference", "add", "plate", "part.png"],
+    ],
+    ids=" ".join,
+)
+def test_the_commands_wait_no_longer_than_they_are_told(
+    part: Path,
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(part.parent)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Any defect?\n"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        start = time.monotonic()
+        assert run([*command, "--url", url, "--timeout", "0.3"]) == 1
+        assert time.monotonic() - start < 30
+    said = capsys.readouterr()
+    assert "did not answer in time" in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("command", "limits"),
+    [
+        (["mcp"], {"timeout": 600.0}),
+        (["mcp", "--timeout", "7"], {"timeout": 7.0}),
+        (["chatbot", "--port", "0"], {"timeout": 60.0, "max_retries": 1}),
+        (["chatbot", "--port", "0", "--timeout", "7"], {"timeout": 7.0, "max_retries": 1}),
+    ],
+    ids=" ".join,
+)
+def test_the_servers_wait_no_longer_than_they_are_told(
+    command: list[str], limits: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, float]] = []
+
+    def noted(url: str | None, **limits: float) -> None:
+        asked.append(limits)
+        raise LookTwiceError("enough")
+
+    monkeypatch.setattr("looktwice_clients.inspector.AsyncInspector", noted)
+    assert run(command) == 1
+    assert asked == [limits]
+
+
+def test_no_time_at_all_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "part.png", "--timeout", "0"]) == 2
+    assert "--timeout" in capsys.readouterr().err

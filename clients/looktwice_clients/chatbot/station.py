@@ -26,7 +26,7 @@ from looktwice_clients.errors import DatabaseError, ImageError, LookTwiceError, 
 from looktwice_clients.images import to_wire
 from looktwice_clients.inspector import AsyncInspector
 from looktwice_clients.overlay import OverlayStyle, draw_overlay
-from looktwice_clients.references import Reference
+from looktwice_clients.references import AsyncReferences, Reference
 from looktwice_clients.schemas import Inspection
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 MAX_TOKENS = 512
 """An answer's longest."""
+
+LEARNING_SECONDS = 600.0
+"""How long the server may take to learn a product from many pictures."""
 
 LONGEST_TEXT = 2000
 """Characters of a question or of an operator's word."""
@@ -226,7 +229,8 @@ class Station:
                 yield self.problem(exists), gr.skip(), gr.skip()
                 return
             contents = await asyncio.to_thread(lambda: [uploaded(path) for path in pictures])
-            added = await self.inspector.references.add(name, contents, false_alarm_rate=rate)
+            patient = self.inspector.client.with_options(timeout=LEARNING_SECONDS)
+            added = await AsyncReferences(patient).add(name, contents, false_alarm_rate=rate)
         except (LookTwiceError, openai.OpenAIError) as error:
             yield self.problem(self.explain(error)), gr.skip(), gr.skip()
             return

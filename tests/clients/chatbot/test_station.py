@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -19,7 +20,7 @@ from looktwice_clients.chatbot.wording import wording
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.inspector import AsyncInspector
 from tests.clients.chatbot.rows import inspection
-from tests.clients.conftest import encoded, red
+from tests.clients.conftest import WireHandler, encoded, red
 
 KIM = SimpleNamespace(request=SimpleNamespace(scope={"owner": "kim", "operator": "Kim"}))
 
@@ -249,6 +250,20 @@ def test_a_server_that_does_not_answer_in_time_is_told(play, plant, scratched):
     plant.slowest = 20.0
     said, *_ = play(lambda s: inspected(s, scratched), timeout=0.5)
     assert "did not answer in time" in said
+
+
+def test_a_product_may_take_longer_to_learn_than_a_picture_to_inspect(
+    play, plant, scratched, monkeypatch
+):
+    learn = WireHandler.do_PUT
+
+    def slowly(handler):
+        time.sleep(2)
+        learn(handler)
+
+    monkeypatch.setattr(WireHandler, "do_PUT", slowly)
+    said, *_ = play(lambda s: last(s.add("plate", [scratched], 0.05, False)), timeout=1.0)
+    assert "plate is ready" in said
 
 
 @pytest.mark.parametrize("status", [HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE])
