@@ -48,6 +48,10 @@ def write_note(
         pictures: files to look at.
         reference: name of the product's reference on the inspection server.
         url: the inspection server; else $LOOKTWICE_URL, else http://127.0.0.1:8000/v1.
+
+    Raises:
+        Exception: the model's own, where it failed before it inspected anything; later it becomes
+            a remark.
     """
     media = {f"picture-{number}": path for number, path in enumerate(pictures, 1)}
     tool = InspectionTool(url=url, media=media)
@@ -65,6 +69,10 @@ def write_note(
         remarks = messages[-1].text
     except GraphRecursionError:
         remarks = "The model did not come to an end; it wrote no remarks."
+    except Exception as error:  # models of every make raise all kinds; what was found is kept
+        if not any(isinstance(message, ToolMessage) for message in messages):
+            raise  # nothing was inspected: there is no note to write
+        remarks = f"The model failed, these are not its words: {_reason(error)}"
     return note(media, messages, remarks, reference)
 
 
@@ -90,7 +98,8 @@ def note(
         results = [m.artifact for m in of_this if isinstance(m.artifact, Inspection)]
         failures = [m.text for m in of_this if m.status == "error"]
         facts = [result.facts() for result in results] + failures or ["NOT INSPECTED"]
-        if reference and not any(result.reference for result in results):
+        compared = {result.reference.name for result in results if result.reference}
+        if reference and reference not in compared:
             facts.append(f"NOT COMPARED WITH {reference}")
         rows += [f"| {_cell(path.name)} | {_cell(line)} |" for line in dict.fromkeys(facts)]
     quoted = "\n".join(
@@ -98,6 +107,11 @@ def note(
     )
     head = ["# Shift note", "", "| picture | inspection |", "|---|---|"]
     return "\n".join([*head, *rows, "", "Remarks of the language model:", "", quoted, ""])
+
+
+def _reason(error: Exception, url: str = "the model") -> str:
+    """Why the agent's model failed, in one line; it is not `looktwice serve`."""
+    return one_line(error, url).partition(": is `looktwice")[0]
 
 
 def _cell(text: str) -> str:
@@ -129,8 +143,7 @@ def main() -> int:
     try:
         print(write_note(model, pictures, asked.reference, asked.url))
     except OpenAIError as error:
-        reason = one_line(error, asked.model_url).partition(": is `looktwice")[0]
-        print(f"shift_agent: the model: {reason}", file=sys.stderr)
+        print(f"shift_agent: the model: {_reason(error, asked.model_url)}", file=sys.stderr)
         return 1
     return 0
 

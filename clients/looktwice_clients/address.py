@@ -1,8 +1,11 @@
-"""Where the server is and the key to it: option, else environment, else this machine."""
+"""Where the server is, the key to it, how long to wait: option, else environment, else default."""
 
 import os
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
+
+TIMEOUT = 600.0
+"""Seconds that a request may take, waiting in the server's queue included."""
 
 NO_KEY = "none"
 """Sent where no key is set: the OpenAI SDK insists on one, a server without keys ignores it."""

@@ -7,14 +7,16 @@ package says which extra brings it.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from looktwice_clients.address import DEFAULT_URL
+from looktwice_clients.address import DEFAULT_URL, TIMEOUT
 from looktwice_clients.errors import one_line
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 COMMANDS = {
     "serve": "Run the OpenAI-compatible inspection server.",
@@ -45,6 +47,18 @@ OWN_PACKAGES = {"looktwice_clients", "looktwice_adapters", "looktwice_server"}
 url_option = click.option(
     "--url", metavar="URL", help=f"The server's address; else $LOOKTWICE_URL, else {DEFAULT_URL}."
 )
+
+
+def timeout_option(seconds: float = TIMEOUT) -> Callable[[Command], Command]:
+    """`--timeout`, with `seconds` as its default."""
+    return click.option(
+        "--timeout",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0, min_open=True),
+        default=seconds,
+        show_default=True,
+        help="How long each try of a request may take.",
+    )
 
 
 class MissingExtra(click.ClickException):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from looktwice_clients.cli import url_option
+from looktwice_clients.cli import timeout_option, url_option
 from looktwice_clients.errors import LookTwiceError, one_line, printable
 
 if TYPE_CHECKING:
@@ -25,9 +25,15 @@ HELP = """/image PATH   put a picture into your next question (a file or an http
     "--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="An answer's."
 )
 @url_option
+@timeout_option()
 @click.pass_context
 def chat(
-    ctx: click.Context, image: str | None, reference: str | None, max_tokens: int, url: str | None
+    ctx: click.Context,
+    image: str | None,
+    reference: str | None,
+    max_tokens: int,
+    url: str | None,
+    timeout: float,
 ) -> None:
     """Talk about IMAGE: every line is a question, the answer is printed as it is written.
 
@@ -36,7 +42,7 @@ def chat(
     """
     from looktwice_clients.inspector import Inspector
 
-    with Inspector(url) as inspector:
+    with Inspector(url, timeout=timeout) as inspector:
         conversation = inspector.chat(reference=reference, max_tokens=max_tokens)
         dialogue = Dialogue(conversation, inspector.url)
         if image is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from looktwice_clients.cli import url_option
+from looktwice_clients.cli import timeout_option, url_option
 from looktwice_clients.errors import ImageError, one_line, printable
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Target:
     help="Requests under way at once.",
 )
 @url_option
+@timeout_option()
 @click.pass_context
 def inspect(
     ctx: click.Context,
@@ -83,6 +84,7 @@ def inspect(
     fail_on: tuple[str, ...],
     concurrency: int,
     url: str | None,
+    timeout: float,
 ) -> None:
     """Score, verdict and regions of each IMAGE: a file, a folder, a pattern or an http(s) address.
 
@@ -96,7 +98,7 @@ def inspect(
     tally: Counter[str] = Counter()
     page = ReportPage() if report_to is not None else None
     try:
-        with Inspector(url) as inspector, _Lines(as_json, len(targets)) as show:
+        with Inspector(url, timeout=timeout) as inspector, _Lines(as_json, len(targets)) as show:
             for target, result in results(inspector, targets, reference, concurrency, drawn):
                 show.line(target, result)
                 tally[_outcome(result)] += 1
@@ -153,7 +155,7 @@ def with_overlays(targets: list[Target], map_to: Path | None) -> list[Target]:
     """The targets with the files of their overlays: `map_to`, or one each in the folder `map_to`.
 
     Raises:
-        click.UsageError: one file for several pictures, or a picture would be overwritten.
+        click.UsageError: one file for several pictures, or a picture could be overwritten.
     """
     if map_to is None:
         return targets
@@ -167,6 +169,11 @@ def with_overlays(targets: list[Target], map_to: Path | None) -> list[Target]:
     for file in files:
         if file.resolve() in originals:
             raise click.UsageError(f"--map would overwrite the picture {file}")
+    if files != [map_to] and map_to.resolve() in {original.parent for original in originals}:
+        # Others of that folder's pictures may bear an overlay's name.
+        raise click.UsageError(
+            f"--map {map_to} holds pictures to inspect: give the overlays another folder"
+        )
     return [
         Target(target.path, target.source, target.problem, file)
         for target, file in zip(targets, files, strict=True)

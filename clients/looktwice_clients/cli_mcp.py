@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from looktwice_clients.cli import url_option
+from looktwice_clients.cli import timeout_option, url_option
 
 KEY = "LOOKTWICE_MCP_KEY"
 
@@ -33,6 +33,7 @@ KEY = "LOOKTWICE_MCP_KEY"
     "--port", type=click.IntRange(1, 65535), default=8100, show_default=True, help="Its port."
 )
 @url_option
+@timeout_option()
 def mcp(
     roots: tuple[Path, ...],
     hosts: tuple[str, ...],
@@ -40,6 +41,7 @@ def mcp(
     host: str,
     port: int,
     url: str | None,
+    timeout: float,
 ) -> None:
     """Serve inspect_image, compare_with_reference, list_references and explain to an assistant.
 
@@ -66,7 +68,7 @@ def mcp(
             raise click.ClickException(f"cannot listen on {host}:{port}: {reason}") from None
 
     async def serve() -> None:
-        async with AsyncInspector(url) as inspector:
+        async with AsyncInspector(url, timeout=timeout) as inspector:
             server = mcp_server(inspector, AllowedPictures(roots, hosts), key if http else None)
             if not http:
                 await server.run_stdio_async()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from looktwice_clients.cli import url_option
+from looktwice_clients.cli import timeout_option, url_option
 from looktwice_clients.errors import ImageError, LookTwiceError, one_line, printable
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def reference() -> None:
 @click.option("--augment", is_flag=True, help="Compare with turned and mirrored copies too.")
 @json_option
 @url_option
+@timeout_option()
 def add(
     name: str,
     images: tuple[str, ...],
@@ -59,6 +60,7 @@ def add(
     augment: bool,
     as_json: bool,
     url: str | None,
+    timeout: float,
 ) -> None:
     """Make the reference NAME of good pictures, or replace it: files, folders or patterns."""
     import openai
@@ -70,7 +72,7 @@ def add(
     if sys.stderr.isatty():
         count = sum(map(len, files.values()))
         click.echo(f"sending {count} pictures; the server looks at one after the other", err=True)
-    with Inspector(url) as inspector:
+    with Inspector(url, timeout=timeout) as inspector:
         try:
             made = inspector.references.add(
                 name,
@@ -89,11 +91,12 @@ def add(
 @reference.command("list")
 @json_option
 @url_option
-def list_all(as_json: bool, url: str | None) -> None:
+@timeout_option()
+def list_all(as_json: bool, url: str | None, timeout: float) -> None:
     """All references of the server, one a line."""
     from looktwice_clients.inspector import Inspector
 
-    with Inspector(url) as inspector:
+    with Inspector(url, timeout=timeout) as inspector:
         found = inspector.references.list()
     if not found and not as_json:
         click.echo("no references yet: looktwice reference add NAME IMAGE...", err=True)
@@ -117,11 +120,12 @@ def list_all(as_json: bool, url: str | None) -> None:
 )
 @json_option
 @url_option
-def show(name: str, sheet: Path | None, as_json: bool, url: str | None) -> None:
+@timeout_option()
+def show(name: str, sheet: Path | None, as_json: bool, url: str | None, timeout: float) -> None:
     """One reference: pictures, patches, threshold, promised false-alarm rate."""
     from looktwice_clients.inspector import Inspector
 
-    with Inspector(url) as inspector:
+    with Inspector(url, timeout=timeout) as inspector:
         found = inspector.references.get(name, thumbnails=sheet is not None)
     if sheet is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
@@ -136,11 +140,12 @@ def show(name: str, sheet: Path | None, as_json: bool, url: str | None) -> None:
 @reference.command()
 @click.argument("name")
 @url_option
-def remove(name: str, url: str | None) -> None:
+@timeout_option()
+def remove(name: str, url: str | None, timeout: float) -> None:
     """Take the reference NAME away."""
     from looktwice_clients.inspector import Inspector
 
-    with Inspector(url) as inspector:
+    with Inspector(url, timeout=timeout) as inspector:
         inspector.references.remove(name)
     click.echo(f"removed {printable(name)}")
 

@@ -7,13 +7,16 @@ for it wait for the next one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from looktwice_clients.errors import ReplyError, what_is_wrong
+from looktwice_clients.errors import ImageError, ReplyError, what_is_wrong
 from looktwice_clients.images import ImageSource, to_wire
 from looktwice_clients.schemas import Inspection
 
@@ -50,6 +53,16 @@ class ChatOptions:
     """Arguments of the OpenAI SDK's `chat.completions.create`, such as max_tokens."""
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """A question that was put to the server, until its answer is there."""
+
+    request: dict[str, Any]
+    """Arguments of `chat.completions.create`: all turns so far and this one."""
+    waited: list[object]
+    """Keys of the pictures in it that had waited for it."""
+
+
 class _History:
     """The turns and pictures of one conversation, and the requests made of them."""
 
@@ -57,7 +70,8 @@ class _History:
         self.options = options
         self.messages: list[dict[str, Any]] = []
         self.inspections: list[Inspection] = []
-        self._waiting: list[str] = []
+        self._waiting: dict[object, ImageSource] = {}
+        """Pictures for the next turn, by a key that no other has: one may be attached twice."""
         if image is not None:
             self.attach(image)
 
@@ -81,29 +95,29 @@ class _History:
         Raises:
             ImageError: it is missing, too large, or no picture.
         """
-        self._waiting.append(to_wire(image))
+        self._waiting[object()] = to_wire(image)
 
-    def _request(self, text: str, images: tuple[ImageSource, ...], model: str) -> dict[str, Any]:
-        """Arguments for `chat.completions.create`: all turns so far and this one."""
-        pictures = [*self._waiting, *map(to_wire, images)]
+    def _turn(self, text: str, pictures: list[str], waited: list[object], model: str) -> _Turn:
         content = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
         message = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
         inspection: dict[str, Any] = {"map": self.options.map, "grounding": self.options.grounding}
         if self.options.reference is not None:
             inspection |= {"reference": self.options.reference}
         completion = self.options.completion
-        return {
+        request = {
             **completion,
             "model": model,
             "messages": [*self.messages, message],
             "extra_body": completion.get("extra_body", {}) | {"inspection": inspection},
         }
+        return _Turn(request, waited)
 
-    def _remember(self, request: dict[str, Any], answer: Answer) -> Answer:
+    def _remember(self, turn: _Turn, answer: Answer) -> Answer:
         reply = {"role": "assistant", "content": answer.text}
-        self.messages = [*request["messages"], reply]
+        self.messages = [*turn.request["messages"], reply]
         self.inspections = answer.inspections
-        self._waiting = []
+        for key in turn.waited:  # what was attached since then waits for the next turn
+            self._waiting.pop(key, None)
         return answer
 
 
@@ -119,15 +133,22 @@ class Conversation(_History):
 
     def send(self, text: str, *images: ImageSource) -> Answer:
         """Say `text`, with more pictures if any, and wait for the whole answer."""
-        request = self._request(text, images, self._inspector.model)
-        completion = self._inspector.client.chat.completions.create(**request)
-        return self._remember(request, _answer(cast("ChatCompletion", completion)))
+        turn = self._next(text, images)
+        with _readable():
+            completion = self._inspector.client.chat.completions.create(**turn.request)
+            answer = _answer(cast("ChatCompletion", completion))
+        return self._remember(turn, answer)
 
     def stream(self, text: str, *images: ImageSource) -> AnswerStream:
         """Say `text`; iterate over the result for the pieces of the answer as they come."""
-        request = self._request(text, images, self._inspector.model)
-        chunks = self._inspector.client.chat.completions.create(**request, stream=True)
-        return AnswerStream(self, request, cast("Stream[ChatCompletionChunk]", chunks))
+        turn = self._next(text, images)
+        chunks = self._inspector.client.chat.completions.create(**turn.request, stream=True)
+        return AnswerStream(self, turn, cast("Stream[ChatCompletionChunk]", chunks))
+
+    def _next(self, text: str, images: tuple[ImageSource, ...]) -> _Turn:
+        waiting = dict(self._waiting)
+        pictures = [*map(str, waiting.values()), *map(to_wire, images)]
+        return self._turn(text, pictures, list(waiting), self._inspector.model)
 
 
 class AsyncConversation(_History):
@@ -140,25 +161,46 @@ class AsyncConversation(_History):
         super().__init__(options, image)
         self._inspector = inspector
 
+    def attach(self, image: ImageSource) -> None:
+        """Put a picture into the next turn; it is read then, so that the event loop goes on.
+
+        That turn raises `ImageError` where it is missing, too large, or no picture, and drops it.
+        """
+        self._waiting[object()] = image
+
     async def send(self, text: str, *images: ImageSource) -> Answer:
         """Say `text`, with more pictures if any, and wait for the whole answer."""
-        request = self._request(text, images, await self._inspector.model())
-        completion = await self._inspector.client.chat.completions.create(**request)
-        return self._remember(request, _answer(cast("ChatCompletion", completion)))
+        turn = await self._next(text, images)
+        with _readable():
+            completion = await self._inspector.client.chat.completions.create(**turn.request)
+            answer = _answer(cast("ChatCompletion", completion))
+        return self._remember(turn, answer)
 
     async def stream(self, text: str, *images: ImageSource) -> AsyncAnswerStream:
         """Say `text`; iterate over the result for the pieces of the answer as they come."""
-        request = self._request(text, images, await self._inspector.model())
-        chunks = await self._inspector.client.chat.completions.create(**request, stream=True)
-        return AsyncAnswerStream(self, request, cast("AsyncStream[ChatCompletionChunk]", chunks))
+        turn = await self._next(text, images)
+        chunks = await self._inspector.client.chat.completions.create(**turn.request, stream=True)
+        return AsyncAnswerStream(self, turn, cast("AsyncStream[ChatCompletionChunk]", chunks))
+
+    async def _next(self, text: str, images: tuple[ImageSource, ...]) -> _Turn:
+        waiting = dict(self._waiting)
+        pictures = []
+        for key, image in waiting.items():
+            try:
+                pictures.append(await asyncio.to_thread(to_wire, image))
+            except ImageError:
+                self._waiting.pop(key, None)  # it would be refused with every turn
+                raise
+        pictures += [await asyncio.to_thread(to_wire, image) for image in images]
+        return self._turn(text, pictures, list(waiting), await self._inspector.model())
 
 
 class _Pieces:
     """What has arrived of a streamed answer."""
 
-    def __init__(self, history: _History, request: dict[str, Any]) -> None:
+    def __init__(self, history: _History, turn: _Turn) -> None:
         self._history = history
-        self._request = request
+        self._turn = turn
         self._text: list[str] = []
         self._extra: dict[str, Any] = {}
         self._finish_reason: str | None = None
@@ -189,7 +231,7 @@ class _Pieces:
     def _finish(self) -> None:
         text = "".join(self._text)
         answer = Answer(text, _inspections(self._extra), self._finish_reason, self._model)
-        self._answer = self._history._remember(self._request, answer)
+        self._answer = self._history._remember(self._turn, answer)
 
 
 class AnswerStream(_Pieces):
@@ -198,16 +240,14 @@ class AnswerStream(_Pieces):
     Closing it early tells the server to stop; the turn is then forgotten.
     """
 
-    def __init__(
-        self, history: _History, request: dict[str, Any], chunks: Stream[ChatCompletionChunk]
-    ) -> None:
+    def __init__(self, history: _History, turn: _Turn, chunks: Stream[ChatCompletionChunk]) -> None:
         """Take over an open stream; `history` remembers the turn when it ends."""
-        super().__init__(history, request)
+        super().__init__(history, turn)
         self._chunks = chunks
 
     def __iter__(self) -> Iterator[str]:
         """The pieces of text, none of them empty."""
-        with self._chunks as chunks:
+        with self._chunks as chunks, _readable():
             for chunk in chunks:
                 if piece := self._add(chunk):
                     yield piece
@@ -225,23 +265,34 @@ class AsyncAnswerStream(_Pieces):
     """
 
     def __init__(
-        self, history: _History, request: dict[str, Any], chunks: AsyncStream[ChatCompletionChunk]
+        self, history: _History, turn: _Turn, chunks: AsyncStream[ChatCompletionChunk]
     ) -> None:
         """Take over an open stream; `history` remembers the turn when it ends."""
-        super().__init__(history, request)
+        super().__init__(history, turn)
         self._chunks = chunks
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """The pieces of text, none of them empty."""
         async with self._chunks as chunks:
-            async for chunk in chunks:
-                if piece := self._add(chunk):
-                    yield piece
+            with _readable():
+                async for chunk in chunks:
+                    if piece := self._add(chunk):
+                        yield piece
         self._finish()
 
     async def close(self) -> None:
         """Stop reading; the server stops writing."""
         await self._chunks.close()
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What is no chat completion becomes a `ReplyError`: the SDK hands out whatever it was sent."""
+    try:
+        yield
+    except (AttributeError, IndexError, JSONDecodeError, KeyError, TypeError) as error:
+        reason = "the reply is no chat completion: is this a LookTwice server?"
+        raise ReplyError(reason) from error
 
 
 def _answer(completion: ChatCompletion) -> Answer:

@@ -23,7 +23,7 @@ import click
 
 from looktwice_clients.address import server_key, server_url
 from looktwice_clients.cli import url_option
-from looktwice_clients.errors import one_line, printable
+from looktwice_clients.errors import LookTwiceError, one_line, printable
 
 State = Literal["ok", "note", "problem"]
 
@@ -336,14 +336,16 @@ def server(url: str) -> Iterator[Finding]:
 def _speaks_looktwice(url: str) -> Iterator[Finding]:
     import openai
 
+    from looktwice_clients.inspector import model_names
+
     client = openai.OpenAI(base_url=url, api_key=server_key(), timeout=10, max_retries=0)
     with client:
         try:
-            names = [model.id for model in client.models.list().data]
+            names = model_names(client.get("/models", cast_to=object))
         except openai.AuthenticationError as error:
             yield Finding("server", "problem", one_line(error, url), "set LOOKTWICE_API_KEY")
             return
-        except (openai.OpenAIError, ValueError) as error:
+        except (openai.OpenAIError, LookTwiceError, ValueError) as error:
             remedy = "another program holds this port: serve with --port, or stop it"
             yield Finding("server", "problem", f"{url}: {one_line(error, url)}", remedy)
             return
@@ -355,7 +357,11 @@ def _speaks_looktwice(url: str) -> Iterator[Finding]:
                 detail = f"{url} serves {', '.join(names)}, but no /v1/inspections"
                 yield Finding("server", "problem", detail, "start it with `looktwice serve`")
                 return
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError) as error:
             yield Finding("server", "problem", f"{url}: {one_line(error, url)}")
+            return
+        else:
+            detail = f"{url} serves {', '.join(names)}, but its /v1/inspections is not LookTwice's"
+            yield Finding("server", "problem", detail, "start it with `looktwice serve`")
             return
         yield Finding("server", "ok", f"{url} serves {', '.join(names)}")

@@ -24,6 +24,16 @@ class LookTwiceError(Exception):
 class ImageError(LookTwiceError, ValueError):
     """Something that should be a picture is missing, too large, or no picture."""
 
+    def __init__(self, text: str, code: str = "") -> None:
+        """Say `text`; `code` names the usual reasons, for who says them in another language.
+
+        Args:
+            text: one line that begins with the picture's name.
+            code: missing, empty, not_picture, svg, pdf, unreadable; else "".
+        """
+        super().__init__(text)
+        self.code = code
+
 
 class ReplyError(LookTwiceError):
     """The server answered without what LookTwice's wire promises."""

@@ -12,9 +12,11 @@ import os
 import re
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import TypeAlias
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -74,14 +76,16 @@ def open_picture(image: ImageSource) -> Image.Image:
     Raises:
         ImageError: as for `to_wire`, and where its pixels cannot be read.
     """
+    name = name_of(image)
     if not isinstance(image, Image.Image):
-        image = _decoded(read(image), name_of(image))
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I") or upright.mode == "F":
-        upright = _stretched(upright)
-    if upright.mode in ("LA", "PA", "P", "RGBA", "La", "RGBa"):
-        return _on_white(upright)
-    return upright.convert("RGB")
+        image = _decoded(read(image), name)
+    with _readable(name):
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I") or upright.mode == "F":
+            upright = _stretched(upright)
+        if upright.mode in ("LA", "PA", "P", "RGBA", "La", "RGBa"):
+            return _on_white(upright)
+        return upright.convert("RGB")
 
 
 def read(image: str | os.PathLike[str] | bytes) -> bytes:
@@ -137,7 +141,8 @@ def _file_content(path: str | os.PathLike[str]) -> bytes:
             raise ImageError(
                 f"{name}: only http://, https:// and data: addresses; give a file as its path"
             ) from None
-        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+        code = "missing" if isinstance(error, FileNotFoundError) else ""
+        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}", code) from None
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{name}: is {'a folder' if stat.S_ISDIR(status.st_mode) else 'no file'}")
     _check_size(status.st_size, name)
@@ -148,11 +153,11 @@ def _file_content(path: str | os.PathLike[str]) -> bytes:
 
 
 def _fetched(url: str) -> bytes:
-    request = Request(url, headers={"User-Agent": "looktwice"})
     try:
+        request = Request(url, headers={"User-Agent": "looktwice"})
         with urlopen(request, timeout=FETCH_SECONDS) as response:
             content: bytes = response.read(MAX_BYTES + 1)
-    except (URLError, OSError, ValueError) as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise ImageError(f"{name_of(url)}: {getattr(error, 'reason', error)}") from None
     return _checked_size(content, name_of(url))
 
@@ -164,25 +169,35 @@ def _checked_size(content: bytes, name: str) -> bytes:
 
 def _check_size(size: int, name: str) -> None:
     if size == 0:
-        raise ImageError(f"{name}: is empty")
+        raise ImageError(f"{name}: is empty", "empty")
     if size > MAX_BYTES:
         most = MAX_BYTES // 1_000_000
         raise ImageError(f"{name}: {size / 1e6:.0f} MB is too large, at most {most} MB")
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Whatever Pillow raises on a picture that is broken, empty or closed is an `ImageError`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:  # its readers raise all kinds
+        said = f"{name}: cannot be read as a picture ({error})"
+        raise ImageError(said, "unreadable") from None
 
 
 def _opened(content: bytes, name: str) -> Image.Image:
     """The picture with its header read, its pixels not yet."""
     Image.init()
     formats = sorted(_FORMATS & Image.OPEN.keys())  # MPO comes as JPEG; AVIF is not in every build
-    try:
-        with warnings.catch_warnings():
-            # How many pixels are too many is the server's to say; Pillow's error limit stays.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with _readable(name), warnings.catch_warnings():
+        # How many pixels are too many is the server's to say; Pillow's error limit stays.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
             return Image.open(io.BytesIO(content), formats=formats)
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture{_hint(content)}") from None
-    except Exception as error:  # Pillow's readers raise all kinds on a broken header
-        raise ImageError(f"{name}: cannot be read as a picture ({error})") from None
+        except UnidentifiedImageError:
+            raise _no_picture(content, name) from None
 
 
 def _kind(content: bytes, name: str) -> str:
@@ -190,41 +205,41 @@ def _kind(content: bytes, name: str) -> str:
         return picture.format or ""
 
 
-def _hint(content: bytes) -> str:
+def _no_picture(content: bytes, name: str) -> ImageError:
+    said = f"{name}: not a picture"
     if b"<svg" in content[:1024]:
-        return " (SVG is a drawing: export it as PNG)"
+        return ImageError(f"{said} (SVG is a drawing: export it as PNG)", "svg")
     if content.startswith(b"%PDF"):
-        return " (PDF is a document: export the page as PNG)"
-    return ""
+        return ImageError(f"{said} (PDF is a document: export the page as PNG)", "pdf")
+    return ImageError(said, "not_picture")
 
 
 def _decoded(content: bytes, name: str) -> Image.Image:
     picture = _opened(content, name)
-    try:
+    with _readable(name):
         picture.load()
-    except Exception as error:  # as above, on broken pixels
-        raise ImageError(f"{name}: cannot be read as a picture ({error})") from None
     return picture
 
 
 def _as_png(picture: Image.Image) -> bytes:
     """Lossless PNG, upright; modes that PNG has no word for become RGB, RGBA or 16 bit grey."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F" or (picture.mode == "I" and not _fits_16_bits(picture)):
-        raise ImageError(
-            f"{name_of(picture)}: mode {picture.mode} has no scale; make it 8 or 16 bit"
-        )
-    if picture.mode == "I":
-        picture = picture.convert("I;16")
-    elif picture.mode in ("La", "PA"):
-        picture = picture.convert("LA")
-    elif picture.mode == "RGBa":
-        picture = picture.convert("RGBA")
-    elif picture.mode not in _PNG_MODES and not picture.mode.startswith("I;16"):
-        picture = picture.convert("RGB")
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    with _readable(name_of(picture)):
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode == "F" or (picture.mode == "I" and not _fits_16_bits(picture)):
+            raise ImageError(
+                f"{name_of(picture)}: mode {picture.mode} has no scale; make it 8 or 16 bit"
+            )
+        if picture.mode == "I":
+            picture = picture.convert("I;16")
+        elif picture.mode in ("La", "PA"):
+            picture = picture.convert("LA")
+        elif picture.mode == "RGBa":
+            picture = picture.convert("RGBA")
+        elif picture.mode not in _PNG_MODES and not picture.mode.startswith("I;16"):
+            picture = picture.convert("RGB")
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 def _fits_16_bits(picture: Image.Image) -> bool:

@@ -15,10 +15,10 @@ from typing import Any, Literal, Self, overload
 from weakref import WeakSet
 
 from openai import AsyncOpenAI, OpenAI, OpenAIError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
-from looktwice_clients.address import server_key, server_url
+from looktwice_clients.address import TIMEOUT, server_key, server_url
 from looktwice_clients.conversation import Answer, AsyncConversation, ChatOptions, Conversation
 from looktwice_clients.errors import LookTwiceError, ReplyError, what_is_wrong
 from looktwice_clients.images import ImageSource, to_wire
@@ -31,9 +31,6 @@ from looktwice_clients.report import (
     report_from,
 )
 from looktwice_clients.schemas import Inspection, InspectionList
-
-TIMEOUT = 600.0
-"""Seconds that a request may take, waiting in the server's queue included."""
 
 BAR_DELAY = 2.0
 """Seconds that many pictures may take before a progress bar is shown."""
@@ -81,7 +78,7 @@ class Inspector:
     def model(self) -> str:
         """The name of the model that answers questions, asked for once."""
         if self._model is None:
-            self._model = _first_model([model.id for model in self.client.models.list().data])
+            self._model = model_names(self.client.get("/models", cast_to=object))[0]
         return self._model
 
     def inspect(
@@ -260,8 +257,7 @@ class AsyncInspector:
     async def model(self) -> str:
         """The name of the model that answers questions, asked for once."""
         if self._model is None:
-            models = await self.client.models.list()
-            self._model = _first_model([model.id for model in models.data])
+            self._model = model_names(await self.client.get("/models", cast_to=object))[0]
         return self._model
 
     async def inspect(
@@ -330,8 +326,7 @@ class AsyncInspector:
     ) -> Answer:
         """One question about one picture, as `Inspector.ask` answers it."""
         options = ChatOptions(reference, map, grounding, completion)
-        conversation = await asyncio.to_thread(AsyncConversation, self, options, image)
-        return await conversation.send(question)
+        return await AsyncConversation(self, options, image).send(question)
 
     async def report(
         self,
@@ -353,7 +348,7 @@ class AsyncInspector:
         grounding: bool = True,
         **completion: Any,
     ) -> AsyncConversation:
-        """A conversation that remembers its pictures; the arguments are those of `ask`."""
+        """A conversation as `Inspector.chat` makes it; its first turn reads `image`."""
         return AsyncConversation(self, ChatOptions(reference, map, grounding, completion), image)
 
     async def close(self) -> None:
@@ -391,10 +386,29 @@ def _only(reply: object) -> Inspection:
     return data[0]
 
 
-def _first_model(names: list[str]) -> str:
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    """The envelope of `GET /v1/models`."""
+
+    data: list[_Model]
+
+
+def model_names(reply: object) -> list[str]:
+    """The models' names in the reply of `GET /v1/models`, at least one.
+
+    Raises:
+        ReplyError: it lists none, or is something else.
+    """
+    try:
+        names = [model.id for model in _Models.model_validate(reply).data]
+    except ValidationError as error:
+        raise ReplyError(f"the reply is no list of models: {what_is_wrong(error)}") from None
     if not names:
         raise ReplyError("the server lists no model")
-    return names[0]
+    return names
 
 
 def _check_concurrency(concurrency: int) -> None:

@@ -14,10 +14,11 @@ from langchain_core.tools import BaseTool, ToolException
 from openai import OpenAIError
 from pydantic import BaseModel, Field, SecretStr
 
+from looktwice_clients.address import TIMEOUT
 from looktwice_clients.allowed_pictures import AllowedPictures
 from looktwice_clients.errors import LookTwiceError, one_line
 from looktwice_clients.images import ImageSource
-from looktwice_clients.inspector import TIMEOUT, AsyncInspector, Inspector
+from looktwice_clients.inspector import AsyncInspector, Inspector
 from looktwice_clients.overlay import OverlayStyle, overlay_jpeg
 from looktwice_clients.schemas import Inspection
 

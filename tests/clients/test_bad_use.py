@@ -1,6 +1,8 @@
 """What goes wrong on the way, in every client: one clear line, nothing sent that should not be."""
 
 import asyncio
+import io
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,12 +12,13 @@ from typing import Any
 
 import pytest
 from mcp import Client
+from openai import APIConnectionError, OpenAIError
 from PIL import Image
 
-from looktwice_clients import AsyncInspector, Inspector
+from looktwice_clients import AsyncInspector, Inspector, ReplyError, doctor
 from looktwice_clients.allowed_pictures import AllowedPictures
 from looktwice_clients.cli import run
-from looktwice_clients.errors import one_line
+from looktwice_clients.errors import LookTwiceError, one_line
 from looktwice_clients.langchain_tool import InspectionTool
 from looktwice_clients.mcp_server import mcp_server
 
@@ -59,6 +62,65 @@ def with_mcp(url: str, picture: Path, timeout: float) -> str:
 WAYS = [with_inspector, with_async_inspector, with_langchain, with_mcp]
 
 
+def with_ask(url: str, picture: Path) -> str:
+    try:
+        with Inspector(url, max_retries=0) as inspector:
+            return inspector.ask(picture, "Any defect?").text
+    except (LookTwiceError, OpenAIError) as error:
+        return one_line(error, url)
+
+
+def with_async_ask(url: str, picture: Path) -> str:
+    async def ask() -> str:
+        async with AsyncInspector(url, max_retries=0) as inspector:
+            return (await inspector.ask(picture, "Any defect?")).text
+
+    try:
+        return asyncio.run(ask())
+    except (LookTwiceError, OpenAIError) as error:
+        return one_line(error, url)
+
+
+def with_stream(url: str, picture: Path) -> str:
+    try:
+        with Inspector(url, max_retries=0) as inspector:
+            return "".join(inspector.chat(picture).stream("Any defect?"))
+    except (LookTwiceError, OpenAIError) as error:
+        return one_line(error, url)
+
+
+def with_async_stream(url: str, picture: Path) -> str:
+    async def ask() -> str:
+        async with AsyncInspector(url, max_retries=0) as inspector:
+            pieces = await inspector.chat(picture).stream("Any defect?")
+            return "".join([piece async for piece in pieces])
+
+    try:
+        return asyncio.run(ask())
+    except (LookTwiceError, OpenAIError) as error:
+        return one_line(error, url)
+
+
+def with_explain(url: str, picture: Path) -> str:
+    async def ask() -> str:
+        async with AsyncInspector(url, max_retries=0) as inspector:
+            async with Client(mcp_server(inspector, AllowedPictures([picture.parent]))) as client:
+                asked = {"image": picture.name, "question": "Any defect?"}
+                return (await client.call_tool("explain", asked)).content[0].text
+
+    return asyncio.run(ask())
+
+
+def with_doctor(url: str, picture: Path) -> str:
+    [finding] = doctor.server(url)
+    assert finding.state == "problem"
+    return finding.detail
+
+
+ASKING = [with_ask, with_async_ask, with_stream, with_async_stream, with_explain, with_doctor]
+"""Ways that ask for the server's models first."""
+
+
 @pytest.fixture
 def part(tmp_path: Path) -> Path:
     Image.new("RGB", (40, 30), (204, 0, 0)).save(tmp_path / "part.png")
@@ -72,6 +134,9 @@ class OtherServer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def do_GET(self) -> None:
         self.send_response(self.status)
         kind = "application/json" if self.content.startswith(b"{") else "text/html"
         self.send_header("Content-Type", kind)
@@ -148,11 +213,60 @@ def test_another_server_behind_the_address_is_told_in_a_short_line(
     assert len(said) < 500
 
 
+@pytest.mark.parametrize("way", ASKING)
+@pytest.mark.parametrize(
+    ("status", "content", "expected"),
+    [
+        (404, b"<html>" + b"not here " * 5000, "HTTP 404 without a reason"),
+        (200, b"<html>hello</html>", "no list of models"),
+        (200, b'{"data": [7]}', "no list of models: data.0"),
+        (200, b'{"data": []}', "lists no model"),
+        (200, b'{"data": [{"id": "x"}]}', "LookTwice"),
+        (200, b'{"data": [{"id": "x"}], "choices": [{}], "inspections": []}', "LookTwice"),
+    ],
+    ids=["404 page", "200 page", "200 other json", "no model", "no choices", "no message"],
+)
+def test_another_server_that_is_asked_for_words_is_told_in_a_short_line(
+    way: Callable[[str, Path], str],
+    part: Path,
+    other_server: Callable[[int, bytes], str],
+    status: int,
+    content: bytes,
+    expected: str,
+) -> None:
+    said = way(other_server(status, content), part)
+    assert expected in said
+    assert "\n" not in said
+    assert len(said) < 500
+
+
+@pytest.mark.parametrize("content", [b"<html>hello</html>", b"7", b'{"choices": 7}'])
+def test_an_answer_of_another_server_is_no_answer(
+    part: Path, other_server: Callable[[int, bytes], str], content: bytes
+) -> None:
+    with Inspector(other_server(200, content), model="x") as inspector:
+        with pytest.raises(ReplyError, match="is this a LookTwice server"):
+            inspector.ask(part, "Any defect?")
+
+
+@pytest.mark.parametrize("event", [b"<html>", b"data: 7", b"data: {", b'data: {"choices": [{}]}'])
+def test_a_stream_of_another_server_is_no_answer(
+    part: Path, other_server: Callable[[int, bytes], str], event: bytes
+) -> None:
+    with Inspector(other_server(200, event + b"\n\n"), model="x") as inspector:
+        with pytest.raises(ReplyError, match="is this a LookTwice server"):
+            list(inspector.chat(part).stream("Any defect?"))
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("url", ["http://", "http://[", "http://a b/v1", "ftp://host/v1"])
 def test_an_address_that_is_none_is_an_error_in_a_line(way: Way, part: Path, url: str) -> None:
+    with Inspector(url, max_retries=0) as inspector, pytest.raises(APIConnectionError):
+        inspector.inspect(part)
     said = way(url, part, 10)
-    assert 0 < len(said) < 500
+    assert "cannot reach" in said
+    assert "\n" not in said
+    assert len(said) < 500
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -193,9 +307,66 @@ def test_the_commands_end_with_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import io
-
     monkeypatch.setattr("sys.stdin", io.StringIO("Any defect?\n"))
     assert run([command, str(part), "--url", url]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("looktwice: ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["inspect", "part.png"],
+        ["chat", "part.png"],
+        ["reference", "list"],
+        ["reference", "show", "plate"],
+        ["reference", "remove", "plate"],
+        ["reference", "add", "plate", "part.png"],
+    ],
+    ids=" ".join,
+)
+def test_the_commands_wait_no_longer_than_they_are_told(
+    part: Path,
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(part.parent)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Any defect?\n"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        start = time.monotonic()
+        assert run([*command, "--url", url, "--timeout", "0.3"]) == 1
+        assert time.monotonic() - start < 30
+    said = capsys.readouterr()
+    assert "did not answer in time" in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("command", "limits"),
+    [
+        (["mcp"], {"timeout": 600.0}),
+        (["mcp", "--timeout", "7"], {"timeout": 7.0}),
+        (["chatbot", "--port", "0"], {"timeout": 60.0, "max_retries": 1}),
+        (["chatbot", "--port", "0", "--timeout", "7"], {"timeout": 7.0, "max_retries": 1}),
+    ],
+    ids=" ".join,
+)
+def test_the_servers_wait_no_longer_than_they_are_told(
+    command: list[str], limits: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, float]] = []
+
+    def noted(url: str | None, **limits: float) -> None:
+        asked.append(limits)
+        raise LookTwiceError("enough")
+
+    monkeypatch.setattr("looktwice_clients.inspector.AsyncInspector", noted)
+    assert run(command) == 1
+    assert asked == [limits]
+
+
+def test_no_time_at_all_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "part.png", "--timeout", "0"]) == 2
+    assert "--timeout" in capsys.readouterr().err

@@ -226,6 +226,36 @@ def test_map_never_overwrites_a_picture(
     assert "is one file for 4 pictures" in err
 
 
+def test_map_takes_no_folder_of_the_pictures_where_an_overlay_could_replace_another(
+    wire: Any, parts: Path, looktwice: Command
+) -> None:
+    original = (parts / "a.png").read_bytes()
+    (parts / "a.jpg").write_bytes((parts / "b.jpg").read_bytes())
+    code, out, err = looktwice("inspect", str(parts / "a.jpg"), "--map", f"{parts}/deep/..")
+    assert (code, out) == (2, "")
+    [line] = err.splitlines()
+    assert "holds pictures to inspect: give the overlays another folder" in line
+    assert (parts / "a.png").read_bytes() == original
+    overlays = str(parts / "overlays")
+    for _ in range(2):  # the second writes over the first one's overlay
+        assert looktwice("inspect", str(parts / "a.jpg"), "--map", overlays)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "address", ["http://camera:abc/x", "http://[::1", "http://127.0.0.1:9/a b.png"]
+)
+def test_an_address_that_is_none_fails_alone(
+    wire: Any, parts: Path, tmp_path: Path, looktwice: Command, address: str
+) -> None:
+    asked = (str(parts / "a.png"), address, "--map", str(tmp_path / "out"))
+    code, out, err = looktwice("inspect", *asked)
+    assert code == 1
+    good, bad = out.splitlines()[1:]
+    assert good.split()[:2] == ["0.078", "normal"]
+    assert bad.split()[:2] == ["-", "failed"]
+    assert err == "1 normal, 1 failed\n"
+
+
 def test_patterns_are_expanded_and_files_with_odd_names_found(
     wire: Any, parts: Path, looktwice: Command
 ) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from typing import Any
 
 import openai
@@ -6,6 +7,7 @@ import pytest
 from PIL import Image
 
 from looktwice_clients import AsyncInspector, ImageError, Inspector, ReplyError
+from looktwice_clients.images import to_wire
 
 
 def red(level: int) -> Image.Image:
@@ -123,6 +125,55 @@ def test_a_stream_closed_early_is_forgotten(wire: Any) -> None:
         pieces.close()
         assert conversation.messages == []
         assert conversation.send("Again?").text == "Again? 1 pictures, 1 messages."
+
+
+def test_a_picture_that_is_attached_while_an_answer_is_written_waits_for_the_next_turn(
+    wire: Any,
+) -> None:
+    with Inspector() as inspector:
+        conversation = inspector.chat(red(204))
+        for piece in conversation.stream("One?"):
+            if piece == "One? ":
+                conversation.attach(red(204))
+        conversation.send("Two?")
+    assert [round(i.score * 255) for i in conversation.inspections] == [204, 204]
+
+
+def test_an_async_conversation_reads_pictures_beside_the_event_loop(
+    wire: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading: list[threading.Thread] = []
+
+    def noted(image: Any) -> str:
+        reading.append(threading.current_thread())
+        return to_wire(image)
+
+    monkeypatch.setattr("looktwice_clients.conversation.to_wire", noted)
+
+    async def run() -> None:
+        async with AsyncInspector() as inspector:
+            conversation = inspector.chat(red(204))
+            await conversation.send("Any defect?", red(20))
+            conversation.attach(red(30))
+            pieces = await conversation.stream("And here?", red(40))
+            assert [word async for word in pieces][-2:] == ["3 ", "messages."]
+            await inspector.ask(red(50), "And here?")
+            assert [round(i.score * 255) for i in conversation.inspections] == [204, 20, 30, 40]
+
+    asyncio.run(run())
+    assert len(reading) == 5
+    assert threading.main_thread() not in reading
+
+
+def test_an_async_conversation_refuses_a_broken_picture_once(wire: Any) -> None:
+    async def run() -> None:
+        async with AsyncInspector() as inspector:
+            conversation = inspector.chat("missing.png")
+            with pytest.raises(ImageError, match=r"missing\.png"):
+                await conversation.send("Any defect?")
+            assert (await conversation.send("And now?")).inspections == []
+
+    asyncio.run(run())
 
 
 def test_a_conversation_without_pictures_has_no_inspections(wire: Any) -> None:

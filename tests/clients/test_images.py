@@ -1,6 +1,7 @@
 import base64
 import io
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from looktwice_clients import ImageError
-from looktwice_clients.images import MAX_BYTES, open_picture, to_wire
+from looktwice_clients.images import MAX_BYTES, open_picture, read, to_wire
 
 
 def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
@@ -147,6 +148,40 @@ def test_a_decompression_bomb_is_refused() -> None:
     bomb = encoded(Image.new("1", (20000, 20000)), "PNG")
     with pytest.raises(ImageError, match="cannot be read as a picture"):
         to_wire(bomb)
+
+
+def truncated() -> Image.Image:
+    return Image.open(io.BytesIO(encoded(PICTURE, "PNG")[:-40]))
+
+
+def closed() -> Image.Image:
+    picture = Image.open(io.BytesIO(encoded(PICTURE, "PNG")))
+    picture.close()
+    return picture
+
+
+@pytest.mark.parametrize("broken", [truncated, closed, lambda: Image.new("RGB", (0, 0))])
+def test_a_pillow_picture_that_cannot_be_read_is_refused(broken: Callable[[], Image.Image]) -> None:
+    with pytest.raises(ImageError, match=r"a Pillow image of .*: cannot be read as a picture"):
+        to_wire(broken())
+
+
+@pytest.mark.parametrize("broken", [truncated, closed])
+def test_a_pillow_picture_that_cannot_be_read_is_not_drawn_on(
+    broken: Callable[[], Image.Image],
+) -> None:
+    with pytest.raises(ImageError, match=r"a Pillow image of .*: cannot be read as a picture"):
+        open_picture(broken())
+
+
+@pytest.mark.parametrize(
+    "address", ["http://camera:abc/x", "http://[::1", "http://127.0.0.1:9/a b", "http://ü\0/x"]
+)
+def test_an_address_that_is_none_is_refused_in_one_line(address: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        read(address)
+    assert str(caught.value).startswith(f"{address}: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_truncated_picture_cannot_be_drawn_on() -> None:

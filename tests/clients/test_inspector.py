@@ -168,6 +168,16 @@ def truncated() -> bytes:
     return buffer.getvalue()[:-200]
 
 
+def test_a_pillow_picture_that_breaks_while_it_is_read_takes_its_place_too(wire: Any) -> None:
+    file = io.BytesIO()
+    red(9).resize((400, 300)).save(file, "PNG")
+    truncated = Image.open(io.BytesIO(file.getvalue()[:-40]))
+    images = [red(10), truncated, Image.new("RGB", (0, 0)), red(20)]
+    with Inspector() as inspector:
+        results = list(inspector.inspect_many(images, return_exceptions=True))
+    assert [isinstance(result, ImageError) for result in results] == [False, True, True, False]
+
+
 def test_without_return_exceptions_the_broken_picture_raises_in_its_turn(wire: Any) -> None:
     with Inspector() as inspector:
         many = inspector.inspect_many([red(10), "missing.png", red(20)])

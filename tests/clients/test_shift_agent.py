@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
+import openai
 import pytest
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
@@ -19,7 +21,7 @@ from langchain_core.outputs import ChatResult
 from PIL import Image, ImageDraw
 from pydantic import Field
 
-from tests.clients.conftest import SQUARE_HOLES
+from tests.clients.conftest import SQUARE_HOLES, WireServer
 from tests.serving import Server
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -53,13 +55,15 @@ class ScriptedModel(GenericFakeChatModel):
         return "\n".join(str(message.content) for message in self.told[-1])
 
 
-def script(*turns: list[dict[str, Any]] | str) -> ScriptedModel:
-    """A model whose turns are tool calls, or its last words."""
+def script(*turns: list[dict[str, Any]] | str | Exception) -> ScriptedModel:
+    """A model whose turns are tool calls, its last words, or how it fails."""
     return ScriptedModel(messages=iter(_messages(turns)))
 
 
-def _messages(turns: Iterable[list[dict[str, Any]] | str]) -> Iterable[AIMessage]:
+def _messages(turns: Iterable[list[dict[str, Any]] | str | Exception]) -> Iterable[AIMessage]:
     for number, turn in enumerate(turns):
+        if isinstance(turn, Exception):
+            raise turn
         if isinstance(turn, str):
             yield AIMessage(turn)
         else:
@@ -155,6 +159,43 @@ def test_a_comparison_that_was_left_out_or_failed_stands_in_the_note(
     assert len(failed) == len(calls) - 1
     assert all("no reference named" in line for line in failed)
     assert f"NOT COMPARED WITH {plates}" in missing
+
+
+def test_a_comparison_with_another_product_is_none_with_the_one_that_was_asked_for(
+    shift_agent: ModuleType, wire: WireServer
+) -> None:
+    model = script([inspect("picture-1", reference="other")], "All fine.")
+    note = shift_agent.write_note(model, [EXAMPLES / "good.png"], "plate", wire.url)
+    compared, missing = row(note, "good.png")
+    assert "reference other" in compared
+    assert "NOT COMPARED WITH plate" in missing
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (openai.APITimeoutError(httpx.Request("POST", "http://m")), "did not answer in time"),
+        (openai.APIConnectionError(request=httpx.Request("POST", "http://m")), "cannot reach"),
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+    ],
+)
+def test_what_was_found_before_the_model_failed_is_kept(
+    shift_agent: ModuleType, wire: WireServer, failure: Exception, said: str
+) -> None:
+    model = script([inspect("picture-1")], failure)
+    pictures = [EXAMPLES / "good.png", EXAMPLES / "scratched.png"]
+    note = shift_agent.write_note(model, pictures, url=wire.url)
+    assert ", score 0." in row(note, "good.png")[0]
+    assert row(note, "scratched.png") == ["| scratched.png | NOT INSPECTED |"]
+    remarks = note.partition("Remarks of the language model:")[2]
+    assert "> The model failed" in remarks
+    assert said in remarks
+    assert "looktwice serve" not in remarks
+
+
+def test_a_model_that_fails_at_once_leaves_no_note(shift_agent: ModuleType) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        shift_agent.write_note(script(RuntimeError("out of memory")), [EXAMPLES / "good.png"])
 
 
 def test_a_picture_that_the_model_left_out_stands_in_the_note(

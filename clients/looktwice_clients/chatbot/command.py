@@ -6,16 +6,27 @@ import signal
 import socket
 import sys
 import tempfile
+from typing import TYPE_CHECKING
 
 import click
 
-from looktwice_clients.cli import url_option
+from looktwice_clients.cli import timeout_option, url_option
+
+if TYPE_CHECKING:
+    from looktwice_clients.inspector import AsyncInspector
 
 SHORTEST_KEY = 8
+
+TIMEOUT = 60.0
+"""Seconds that an operator waits before the inspection or answer is tried once more."""
+
+GOODBYE_SECONDS = 5
+"""How long open pages may hold up the end; each keeps a connection as long as it is open."""
 
 
 @click.command()
 @url_option
+@timeout_option(TIMEOUT)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port."
@@ -31,7 +42,14 @@ SHORTEST_KEY = 8
     metavar="KEY",
     help="What operators must type to log in; else $LOOKTWICE_CHATBOT_KEY, else no login.",
 )
-def chatbot(url: str | None, host: str, port: int, database: str | None, key: str | None) -> None:
+def chatbot(
+    url: str | None,
+    timeout: float,
+    host: str,
+    port: int,
+    database: str | None,
+    key: str | None,
+) -> None:
     """Serve the inspection page: pictures in, verdicts, answers and a history out.
 
     The server that inspects is at --url, with the key $LOOKTWICE_API_KEY.
@@ -40,10 +58,12 @@ def chatbot(url: str | None, host: str, port: int, database: str | None, key: st
     if key is not None and len(key) < SHORTEST_KEY:
         raise click.UsageError(f"the key must have at least {SHORTEST_KEY} characters.")
     _check_free(host, port)
+    from looktwice_clients.inspector import AsyncInspector
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the pictures are removed
     with tempfile.TemporaryDirectory(prefix="looktwice-chatbot-") as pictures:
         _set_gradio(pictures)
-        _serve(url, host, port, database, key)
+        _serve(AsyncInspector(url, timeout=timeout, max_retries=1), host, port, database, key)
 
 
 def _check_free(host: str, port: int) -> None:
@@ -67,23 +87,30 @@ def _set_gradio(pictures: str) -> None:
     }
 
 
-def _serve(url: str | None, host: str, port: int, database: str | None, key: str | None) -> None:
+def _serve(
+    inspector: "AsyncInspector", host: str, port: int, database: str | None, key: str | None
+) -> None:
     """Open the database and run the page until it is told to stop."""
     import uvicorn
 
     from looktwice_clients.chatbot.application import create
     from looktwice_clients.chatbot.database import data_home, database_url
     from looktwice_clients.chatbot.history import History
-    from looktwice_clients.inspector import AsyncInspector
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     folder = data_home()
     address = database_url(database, folder)
     history = History(address, folder)
-    inspector = AsyncInspector(url)
     application = create(inspector, history, key)
     kept = address.render_as_string(hide_password=True)
     click.echo(f"http://{host}:{port}/  server {inspector.url}  history {kept}")
     if key is None and not host.startswith("127.") and host not in ("localhost", "::1"):
         click.echo("looktwice: without --key whoever reaches this address may use it", err=True)
-    uvicorn.run(application, host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(
+        application,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=GOODBYE_SECONDS,
+    )

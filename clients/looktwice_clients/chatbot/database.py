@@ -20,6 +20,8 @@ from looktwice_clients.errors import DatabaseError
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 _CONNECT_SECONDS = 3
+_LOCK_SECONDS = 3  # how long a row or table that somebody else holds is waited for
+_STATEMENT_SECONDS = 15
 _MIGRATION_LOCK = 5_410_172_011  # any number that only this program takes
 
 
@@ -58,14 +60,22 @@ _EXAMPLES = "give postgresql://USER:PASSWORD@HOST/NAME or sqlite:////var/lib/loo
 
 
 def connect(url: URL) -> Engine:
-    """An engine that notices a restarted database and gives up on an absent one in seconds."""
+    """An engine that notices a restarted database, and gives up in seconds where it must wait."""
     if url.get_backend_name() == "sqlite":
         if url.database and url.database != ":memory:":
             Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         engine = create_engine(url)
         event.listen(engine, "connect", _prepare_sqlite)
         return engine
-    waits = {"connect_timeout": _CONNECT_SECONDS, "tcp_user_timeout": 1000 * _CONNECT_SECONDS}
+    limits = {"lock_timeout": _LOCK_SECONDS, "statement_timeout": _STATEMENT_SECONDS}
+    own = url.query.get("options", "")
+    options = [*((own,) if isinstance(own, str) else own)]
+    options += [f"-c {name}={seconds}s" for name, seconds in limits.items()]
+    waits = {
+        "connect_timeout": _CONNECT_SECONDS,
+        "tcp_user_timeout": 1000 * _CONNECT_SECONDS,
+        "options": " ".join(options).strip(),
+    }
     return create_engine(url, pool_pre_ping=True, pool_timeout=10, connect_args=waits)
 
 
@@ -101,7 +111,10 @@ def _migrate(engine: Engine, revision: str, change: Callable[[Config, str], None
     where = engine.url.render_as_string(hide_password=True)
     try:
         with engine.begin() as connection:
-            if engine.dialect.name == "postgresql":  # two chatbots that start at once
+            if engine.dialect.name == "postgresql":
+                for limit in ("lock_timeout", "statement_timeout"):  # a migration may be long
+                    connection.execute(text(f"SET LOCAL {limit} = 0"))
+                # Two chatbots that start at once go one after the other.
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
             config.attributes["connection"] = connection
             change(config, revision)

@@ -2,22 +2,29 @@
 
 The cookie holds 32 hexadecimal digits that nobody can guess; the history belongs to it. The login
 is a second cookie, signed with the key, so that it outlives the chatbot's restart and ends when
-the key changes.
+the key changes. Both are renewed while they are used.
 """
 
 import asyncio
 import hmac
 import re
 from html import escape
+from time import time
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+)
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from looktwice_clients.chatbot.tables import new_id
-from looktwice_clients.chatbot.wording import Wording, preferred, wording
+from looktwice_clients.chatbot.wording import LANGUAGES, Wording, preferred, wording
 from looktwice_clients.errors import printable
 
 OWNER = "looktwice_owner"
@@ -28,7 +35,10 @@ OPEN_PATHS = ("/login", "/health")
 LONGEST_NAME = 100
 YEAR = 365 * 24 * 3600
 SHIFT = 12 * 3600
-"""Seconds that a login lasts."""
+"""Seconds that a login lasts after it was last used."""
+
+RENEWAL = 600
+"""Seconds after which a login in use is renewed."""
 
 WRONG_KEY_SECONDS = 1.0
 """How long a wrong key waits for its answer."""
@@ -51,7 +61,7 @@ class Door:
                 await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        operator = logged_in(connection, self._key)
+        operator, age = _ticket(connection, self._key)
         if operator is None and scope["path"] not in OPEN_PATHS:
             await _turned_away(connection)(scope, receive, send)
             return
@@ -61,28 +71,50 @@ class Door:
         scope["operator"] = operator or ""
 
         async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start" and not known and operator is not None:
-                reply = Response()
-                reply.set_cookie(OWNER, scope["owner"], YEAR, httponly=True, samesite="lax")
-                MutableHeaders(scope=message).append("set-cookie", reply.headers["set-cookie"])
+            if message["type"] == "http.response.start" and operator is not None:
+                headers = MutableHeaders(scope=message)
+                if not known or headers.get("content-type", "").startswith("text/html"):
+                    set_cookie(headers, connection, OWNER, scope["owner"], YEAR)
+                if age > RENEWAL and self._key and LOGIN not in headers.get("set-cookie", ""):
+                    set_cookie(headers, connection, LOGIN, _sign(self._key, operator), SHIFT)
             await send(message)
 
         await self._app(scope, receive, sending)
 
 
+def set_cookie(
+    headers: MutableHeaders, connection: HTTPConnection, name: str, value: str, seconds: int
+) -> None:
+    """Add a cookie that no script reads, and that an https page sends over https alone."""
+    reply = Response()
+    secure = connection.url.scheme == "https"
+    reply.set_cookie(name, value, seconds, httponly=True, samesite="lax", secure=secure)
+    headers.append("set-cookie", reply.headers["set-cookie"])
+
+
 def logged_in(connection: HTTPConnection, key: str | None) -> str | None:
     """The operator's name, "" where no key is set; None for who must log in first."""
+    return _ticket(connection, key)[0]
+
+
+def _ticket(connection: HTTPConnection, key: str | None) -> tuple[str | None, float]:
+    """As `logged_in`, and the seconds since the login or its last renewal."""
     if key is None:
-        return ""
+        return "", 0
+    cookie = connection.cookies.get(LOGIN, "")
     try:
-        return str(_signer(key).loads(connection.cookies.get(LOGIN, ""), max_age=SHIFT))
+        name, signed = _signer(key).loads(cookie, max_age=SHIFT, return_timestamp=True)
     except BadSignature:
-        return None
+        return None, 0
+    return str(name), time() - signed.timestamp()
 
 
 def _turned_away(connection: HTTPConnection) -> Response:
     if "text/html" in connection.headers.get("accept", ""):
         return RedirectResponse("/login", 303)
+    _, language, *below = connection.scope["path"].split("/")
+    if below[:1] == ["gradio_api"] and language in LANGUAGES:  # an open page, which reads JSON
+        return JSONResponse({"detail": wording(language)("login.ended")}, 401)
     return PlainTextResponse("log in first", 401)
 
 
@@ -99,9 +131,8 @@ async def login(request: Request, key: str | None) -> Response:
         await asyncio.sleep(WRONG_KEY_SECONDS)
         return HTMLResponse(login_page(words, words("login.wrong")), 403)
     response = RedirectResponse("/", 303)
-    ticket = _signer(key).dumps(printable(name.strip())[:LONGEST_NAME])
-    secure = request.url.scheme == "https"
-    response.set_cookie(LOGIN, ticket, SHIFT, httponly=True, samesite="lax", secure=secure)
+    ticket = _sign(key, printable(name.strip())[:LONGEST_NAME])
+    set_cookie(response.headers, request, LOGIN, ticket, SHIFT)
     return response
 
 
@@ -110,6 +141,10 @@ def logout() -> Response:
     response = RedirectResponse("/login", 303)
     response.delete_cookie(LOGIN)
     return response
+
+
+def _sign(key: str, name: str) -> str:
+    return str(_signer(key).dumps(name))
 
 
 def _signer(key: str) -> URLSafeTimedSerializer:

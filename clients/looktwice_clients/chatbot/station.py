@@ -26,7 +26,7 @@ from looktwice_clients.errors import DatabaseError, ImageError, LookTwiceError, 
 from looktwice_clients.images import to_wire
 from looktwice_clients.inspector import AsyncInspector
 from looktwice_clients.overlay import OverlayStyle, draw_overlay
-from looktwice_clients.references import Reference
+from looktwice_clients.references import AsyncReferences, Reference
 from looktwice_clients.schemas import Inspection
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 MAX_TOKENS = 512
 """An answer's longest."""
+
+LEARNING_SECONDS = 600.0
+"""How long the server may take to learn a product from many pictures."""
 
 LONGEST_TEXT = 2000
 """Characters of a question or of an operator's word."""
@@ -105,7 +108,7 @@ class Station:
         inspection = await self.inspector.inspect(content, product)
         overlay, jpeg = await asyncio.to_thread(_drawn, content, inspection)
         row = _row(inspection, Path(picture).name, jpeg, request)
-        return overlay, Session(row, content, await self._conversation(row, content))
+        return overlay, Session(row, content, self._conversation(row, content))
 
     async def ask(self, question: str, session: Session | None) -> AsyncIterator[tuple[Any, ...]]:
         """Outputs: notice, chat, question; the answer grows while it is written."""
@@ -134,14 +137,12 @@ class Station:
     async def forget(self, session: Session | None) -> str:
         """Begin the conversation about the same picture anew; the notice."""
         if session is not None:
-            session.conversation = await self._conversation(session.row, session.picture)
+            session.conversation = self._conversation(session.row, session.picture)
             session.talk = []
         return ""
 
-    async def _conversation(self, row: InspectionRow, picture: str) -> AsyncConversation:
-        return await asyncio.to_thread(
-            self.inspector.chat, picture, row.product, max_tokens=MAX_TOKENS
-        )
+    def _conversation(self, row: InspectionRow, picture: str) -> AsyncConversation:
+        return self.inspector.chat(picture, row.product, max_tokens=MAX_TOKENS)
 
     async def feedback(self, opinion: str | None, word: str, session: Session | None) -> str:
         """The notice; `opinion` is "right" or "wrong"."""
@@ -228,7 +229,8 @@ class Station:
                 yield self.problem(exists), gr.skip(), gr.skip()
                 return
             contents = await asyncio.to_thread(lambda: [uploaded(path) for path in pictures])
-            added = await self.inspector.references.add(name, contents, false_alarm_rate=rate)
+            patient = self.inspector.client.with_options(timeout=LEARNING_SECONDS)
+            added = await AsyncReferences(patient).add(name, contents, false_alarm_rate=rate)
         except (LookTwiceError, openai.OpenAIError) as error:
             yield self.problem(self.explain(error)), gr.skip(), gr.skip()
             return
@@ -266,20 +268,32 @@ class Station:
         if getattr(error, "status_code", None) == HTTPStatus.SERVICE_UNAVAILABLE:
             kind = "busy"
         detail = one_line(error).removeprefix("images[0]").lstrip(": ")
+        if isinstance(error, ImageError) and error.code:
+            name = f"{printable(error.name)}: " if isinstance(error, UploadError) else ""
+            detail = name + self.words(f"picture.{error.code}")
         return self.words(f"error.{kind}", detail=detail)
+
+
+class UploadError(ImageError):
+    """An uploaded file that is no picture."""
+
+    def __init__(self, error: ImageError, path: Path) -> None:
+        """What is wrong with the file at `path`; the text names the file, not the folder."""
+        super().__init__(str(error).replace(f"{path.parent}/", ""), error.code)
+        self.name = path.name
 
 
 def uploaded(picture: str) -> str:
     """An uploaded file as a data URI, byte for byte where servers read its format.
 
     Raises:
-        ImageError: it is no picture, or too large; the text names the file, not the folder.
+        UploadError: it is gone, no picture, or too large.
     """
     path = Path(picture)
     try:
         return to_wire(path)
     except ImageError as error:
-        raise ImageError(str(error).replace(f"{path.parent}/", "")) from None
+        raise UploadError(error, path) from None
 
 
 def _drawn(picture: str, inspection: Inspection) -> tuple[Image.Image, bytes]:

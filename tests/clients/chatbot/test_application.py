@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from httpx import Response
+from itsdangerous import TimestampSigner
 from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 
@@ -17,6 +19,7 @@ from looktwice_clients.chatbot import operators
 from looktwice_clients.chatbot.application import create
 from looktwice_clients.chatbot.database import database_url
 from looktwice_clients.chatbot.history import History
+from looktwice_clients.chatbot.wording import wording
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.images import MAX_BYTES
 from looktwice_clients.inspector import AsyncInspector
@@ -120,9 +123,70 @@ def test_with_a_key_nothing_is_shown_before_the_login(guarded, path):
     assert operators.OWNER not in guarded.cookies
 
 
-def test_uploads_and_events_are_refused_before_the_login(guarded):
-    for path in ("/en/gradio_api/upload", "/en/gradio_api/queue/join"):
-        assert guarded.post(path, headers={"accept": "*/*"}).status_code == 401
+@pytest.mark.parametrize("language", ["en", "ko", "de"])
+def test_uploads_and_events_are_refused_before_the_login_in_words_that_the_page_shows(
+    guarded, language
+):
+    ended = wording(language)("login.ended")
+    for path in ("upload", "queue/join", "queue/data?session_hash=visitor"):
+        method = "GET" if "?" in path else "POST"
+        address = f"/{language}/gradio_api/{path}"
+        reply = guarded.request(method, address, headers={"accept": "*/*"})
+        assert (reply.status_code, reply.json()) == (401, {"detail": ended})
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Callable[[float], None]:
+    """Let the time of the logins be so many seconds later."""
+    began = time.time()
+
+    def later(seconds: float) -> None:
+        monkeypatch.setattr(operators, "time", lambda: began + seconds)
+        monkeypatch.setattr(
+            TimestampSigner, "get_timestamp", lambda _: int(began + seconds), raising=True
+        )
+
+    return later
+
+
+def test_a_login_ends_twelve_hours_after_it_was_last_used(guarded, clock):
+    hour = 3600
+    guarded.post("/login", data={"name": "Kim", "key": KEY})
+    for path, at in (("/en/config", 11), ("/en/gradio_api/info", 22), ("/en/", 33)):
+        clock(at * hour)
+        assert guarded.get(path, follow_redirects=False).status_code == 200
+    clock(33 * hour + 60)
+    assert operators.LOGIN not in guarded.get("/en/").headers.get("set-cookie", "")
+    clock(46 * hour)
+    assert guarded.get("/en/", follow_redirects=False).status_code == 303
+
+
+def test_leaving_ends_a_login_that_would_be_renewed(guarded, clock):
+    guarded.post("/login", data={"name": "Kim", "key": KEY})
+    clock(3600)
+    guarded.get("/logout")
+    assert guarded.get("/en/", follow_redirects=False).status_code == 303
+
+
+def test_every_page_renews_the_cookie_of_the_history(client):
+    client.get("/en/")
+    owner = client.cookies[operators.OWNER]
+    [renewed] = client.get("/en/").headers.get_list("set-cookie")
+    assert renewed.startswith(f"{operators.OWNER}={owner};")
+    assert f"Max-Age={operators.YEAR}" in renewed
+    assert "set-cookie" not in client.get("/en/config").headers
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_cookies_of_an_https_page_are_sent_over_https_alone(guarded, scheme):
+    form = {"name": "Kim", "key": KEY}
+    login = guarded.post(f"{scheme}://testserver/login", data=form, follow_redirects=False)
+    ticket = {"cookie": login.headers["set-cookie"].partition(";")[0]}
+    page = guarded.get(f"{scheme}://testserver/en/", headers=ticket)
+    for reply, name in ((login, operators.LOGIN), (page, operators.OWNER)):
+        [cookie] = reply.headers.get_list("set-cookie")
+        assert cookie.startswith(f"{name}=")
+        assert ("Secure" in cookie) == (scheme == "https")
 
 
 def test_the_right_key_opens_the_page_until_one_leaves(guarded):

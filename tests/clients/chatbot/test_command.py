@@ -59,19 +59,27 @@ def test_the_data_folder_that_cannot_be_made_is_named(capsys, tmp_path, monkeypa
     assert str(tmp_path / "file") in complaint(capsys)
 
 
-def test_a_chatbot_that_is_told_to_stop_leaves_no_pictures_behind(tmp_path):
+def test_a_chatbot_that_is_told_to_stop_ends_under_an_open_page_and_leaves_no_pictures(tmp_path):
     port = free_port()
+    address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "looktwice_clients", "chatbot", "--port", str(port)]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, env=environment) as chatbot:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        assert list(tmp_path.glob("looktwice-chatbot-*"))
-        chatbot.send_signal(signal.SIGTERM)
-        assert chatbot.wait(20) == 0
+        try:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline:
+                try:
+                    urllib.request.urlopen(f"{address}/health").close()
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            assert list(tmp_path.glob("looktwice-chatbot-*"))
+            # What every open page holds on to.
+            heartbeat = f"{address}/en/gradio_api/heartbeat/visitor"
+            with urllib.request.urlopen(heartbeat, timeout=20) as page:
+                assert page.readline() == b"data: ALIVE\n"
+                chatbot.send_signal(signal.SIGTERM)
+                assert chatbot.wait(30) == 0
+        finally:
+            chatbot.kill()
     assert not list(tmp_path.glob("looktwice-chatbot-*"))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import event, inspect, text
 
 from looktwice_clients.chatbot.database import connect, database_url, downgrade, upgrade
 from looktwice_clients.chatbot.history import PAGE, History
@@ -126,6 +126,23 @@ def test_a_database_that_cannot_be_opened_is_refused_without_its_password(tmp_pa
         History(url, tmp_path)
     assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("own", ["", "?options=-c%20search_path%3Dplant"])
+def test_postgresql_is_told_to_give_up_on_locks_and_long_statements(tmp_path, own):
+    engine = connect(database_url(f"postgresql://kim@127.0.0.1:1/plant{own}", tmp_path))
+    told: dict[str, object] = {}
+
+    @event.listens_for(engine, "do_connect")
+    def note(dialect, record, args, parameters):
+        told.update(parameters)
+        raise ConnectionRefusedError
+
+    with pytest.raises(ConnectionRefusedError):
+        engine.connect()
+    options = str(told["options"])
+    assert options.endswith("-c lock_timeout=3s -c statement_timeout=15s")
+    assert ("search_path=plant" in options) == bool(own)
 
 
 @pytest.mark.parametrize("address", ["mysql://kim:secret@host/plant", "plant", "oracle://x"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from PIL import Image
 
 from looktwice_clients.chatbot import fragments
 from looktwice_clients.chatbot.history import PAGE
@@ -18,7 +20,7 @@ from looktwice_clients.chatbot.wording import wording
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.inspector import AsyncInspector
 from tests.clients.chatbot.rows import inspection
-from tests.clients.conftest import encoded, red
+from tests.clients.conftest import WireHandler, encoded, red
 
 KIM = SimpleNamespace(request=SimpleNamespace(scope={"owner": "kim", "operator": "Kim"}))
 
@@ -213,6 +215,29 @@ def test_a_file_that_is_no_picture_is_named_without_its_path(play, tmp_path):
         assert str(tmp_path) not in said
 
 
+BAD = {
+    "missing": None,
+    "empty": b"",
+    "not_picture": b"no picture",
+    "svg": b"<svg/>",
+    "pdf": b"%PDF-1.7",
+    "unreadable": encoded(Image.new("1", (20_000, 20_000))),
+}
+
+
+@pytest.mark.parametrize("code", BAD)
+def test_what_is_wrong_with_a_picture_is_told_in_the_pages_language(play, tmp_path, code):
+    path = tmp_path / "part: 1.png"
+    if BAD[code] is not None:
+        path.write_bytes(BAD[code])
+    for language in ("en", "ko", "de"):
+        words = wording(language)
+        told = fragments.notice(
+            words("error.picture", detail=f"part: 1.png: {words(f'picture.{code}')}"), problem=True
+        )
+        assert play(lambda s: inspected(s, str(path)), language)[0] == told
+
+
 def test_a_server_that_is_away_or_refuses_is_told_in_the_pages_language(play, plant, scratched):
     away = play(lambda s: inspected(s, scratched), "de", "http://127.0.0.1:9/v1")
     assert "Prüfserver ist nicht erreichbar" in away[0]
@@ -225,6 +250,20 @@ def test_a_server_that_does_not_answer_in_time_is_told(play, plant, scratched):
     plant.slowest = 20.0
     said, *_ = play(lambda s: inspected(s, scratched), timeout=0.5)
     assert "did not answer in time" in said
+
+
+def test_a_product_may_take_longer_to_learn_than_a_picture_to_inspect(
+    play, plant, scratched, monkeypatch
+):
+    learn = WireHandler.do_PUT
+
+    def slowly(handler):
+        time.sleep(2)
+        learn(handler)
+
+    monkeypatch.setattr(WireHandler, "do_PUT", slowly)
+    said, *_ = play(lambda s: last(s.add("plate", [scratched], 0.05, False)), timeout=1.0)
+    assert "plate is ready" in said
 
 
 @pytest.mark.parametrize("status", [HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE])

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from looktwice_clients.chatbot.database import database_url
 from looktwice_clients.chatbot.history import PAGE, History
-from looktwice_clients.chatbot.operators import OWNER
+from looktwice_clients.chatbot.operators import LOGIN, OWNER
 from tests.clients.chatbot.rows import inspection
 from tests.clients.conftest import encoded, red
 from tests.system.chatbot.conftest import DESKTOP, PHONE
@@ -297,5 +297,12 @@ def _log_in_and_out(page: Page, bad: Path) -> None:
     inspect(page, bad)
     assert "Kim" in page.locator("header").inner_text()
     past(page, 1)
+    open_tab(page, "Inspect")
+    [ticket] = [one for one in page.context.cookies() if one["name"] == LOGIN]
+    page.context.clear_cookies(name=LOGIN)  # as when it ended
+    page.locator("button#inspect").click()
+    expect(page.get_by_text("You are signed out. Reload the page")).to_be_visible()
+    page.context.add_cookies([ticket])
+    page.reload()
     page.get_by_text("Sign out").click()
     expect(page.get_by_label("Your name")).to_be_visible()

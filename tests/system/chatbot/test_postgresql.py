@@ -11,12 +11,14 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from playwright.sync_api import expect
-from sqlalchemy import inspect, select
+from sqlalchemy import inspect, select, text
 from sqlalchemy.orm import Session
 
+from looktwice_clients.chatbot import database
 from looktwice_clients.chatbot.database import connect, database_url, downgrade, upgrade
 from looktwice_clients.chatbot.history import History
 from looktwice_clients.chatbot.tables import FeedbackRow, InspectionRow, Table
+from looktwice_clients.errors import DatabaseError
 from tests.clients.chatbot.rows import feedback, inspection
 from tests.clients.conftest import encoded, red
 from tests.system.chatbot import visit as person
@@ -75,6 +77,38 @@ def test_what_is_saved_while_the_database_is_away_waits_and_moves_once(cluster, 
     assert [entry.feedback and entry.feedback.word for entry in entries] == [None, "scratch"]
     assert history.overlay("a", while_away.id) == b"jpeg of a"
     history.close()
+
+
+def test_what_is_saved_while_somebody_holds_the_table_waits_and_moves(cluster, tmp_path):
+    history = History(database_url(cluster.url, tmp_path), tmp_path)
+    holder = connect(database_url(cluster.url, tmp_path))
+    with holder.begin() as connection:
+        connection.execute(text("LOCK TABLE inspections IN ACCESS EXCLUSIVE MODE"))
+        began = time.monotonic()
+        assert not history.save(inspection())
+        with pytest.raises(DatabaseError, match="lock timeout"):
+            history.page("a")
+        assert time.monotonic() - began < 20
+    assert history.move_waiting() == 1
+    assert history.page("a")[1] == 1
+    holder.dispose()
+    history.close()
+
+
+def test_a_migration_waits_for_the_database_as_long_as_it_must(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "_LOCK_SECONDS", 1)
+    monkeypatch.setattr(database, "_STATEMENT_SECONDS", 1)
+    engine, holder = (connect(database_url(cluster.url, tmp_path)) for _ in range(2))
+    lock = f"SELECT pg_advisory_xact_lock({database._MIGRATION_LOCK})"
+    with ThreadPoolExecutor(1) as pool:
+        with holder.begin() as connection:
+            connection.execute(text(lock))
+            upgrading = pool.submit(upgrade, engine)
+            time.sleep(3)
+            assert not upgrading.done()
+        upgrading.result(60)
+    for one in (engine, holder):
+        one.dispose()
 
 
 def test_what_threads_save_while_the_database_dies_and_returns_is_there_once(cluster, tmp_path):

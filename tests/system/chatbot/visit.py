@@ -18,6 +18,7 @@ from playwright.sync_api import Locator, Page, expect
 from tests.serving import free_port
 
 START_SECONDS = 120
+STOP_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ def running_chatbot(folder: Path, server_url: str, *flags: str) -> Iterator[Chat
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(20)
+            process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+            raise
 
 
 def _wait_until_up(chatbot: Chatbot) -> None:
