@@ -79,8 +79,9 @@ class Threshold:
 
         Where the good pictures are too few for the asked rate, the threshold lies where the next
         good picture would be found with probability `rate` if scores were normal, never below the
-        highest of the good ones; between the two a picture is undecided. Known defects can only
-        lower that estimate, to halfway between the good ones and the median defect.
+        highest of the good ones, or where a single one has no score the mean that the prior
+        expects; between the two a picture is undecided. Known defects can only lower that
+        estimate, to halfway between the good ones and the median defect.
 
         Args:
             references: leave-one-out scores of the bank's images.
@@ -95,10 +96,10 @@ class Threshold:
             allowed = int(rate * (len(scores) + 1) + 1e-9)  # scores at or above: at most this - 1
             return cls(scores, scores[len(scores) - allowed], rate)
         value = prior.limit(scores, rate)
+        floor = max(scores, default=prior.mean)
         if len(defects):
-            between = (max(scores, default=prior.mean) + float(np.median(defects))) / 2
-            value = min(value, between)
-        return cls(scores, max(value, *scores) if scores else value, rate)
+            value = min(value, (floor + float(np.median(defects))) / 2)
+        return cls(scores, max(floor, value), rate)
 
     @staticmethod
     def _enough(count: int, rate: float) -> bool:

@@ -84,6 +84,11 @@ def test_known_defects_lower_the_estimate_but_not_below_the_good_ones():
     assert fit(many, defects=[0.0]).value == fit(many).value  # a promise that is kept stays
 
 
+def test_a_quiet_defect_beside_one_reference_leaves_the_threshold_where_good_parts_are():
+    assert fit([], defects=[-5.0]).value == PRIOR.mean
+    assert PRIOR.mean < fit([], defects=[2.0]).value < fit([]).value
+
+
 @pytest.mark.parametrize("rate", [0.05, 0.1])
 def test_leave_one_out_keeps_its_promise_on_new_good_pictures(rate):
     """Nearest-neighbour scores, as the bank's are: false alarms among 60 new ones, 200 products."""
