@@ -207,13 +207,11 @@ def build(
     names += [f"calibration image {number}" for number in range(len(calibration))]
     images, calibration = ([given[number] for number in group] for group in (numbers, more))
     copies = [copies[number] for number in numbers] if copies else ()
-    parts = [image.tokens for image in images]
+    tokens, owners = [image.tokens for image in images], list(range(len(images)))
     if copies:
-        parts = [
-            [torch.cat(pair) for pair in zip(own, more, strict=True)]
-            for own, more in zip(parts, copies, strict=True)
-        ]
-    bank = MemoryBank.of(parts).coreset(patches).to(dtype=torch.half)
+        tokens = [part for pair in zip(tokens, copies, strict=True) for part in pair]
+        owners = [owner for owner in owners for _ in range(2)]
+    bank = MemoryBank.of(tokens, owners, size=patches).to(dtype=torch.half)
     own = [
         image_evidence(evidence(bank.without(index), image))
         for index, image in enumerate(images)

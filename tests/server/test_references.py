@@ -271,7 +271,8 @@ def test_of_two_puts_of_one_name_at_once_one_stands_whole(two_processes):
 def test_more_pictures_than_the_memory_holds_are_a_507_and_change_nothing(two_processes):
     answer = put(two_processes, "large", GOOD * 4)
     assert answer.status == 507
-    assert "more than 8 MB of memory hold while a reference is made" in answer.error["message"]
+    message = answer.error["message"]
+    assert "more than 8 MB of memory hold while a reference is made (LOOKTWICE_REF" in message
     assert get(two_processes).data["data"] == []
 
 
