@@ -137,7 +137,8 @@ def list_all(as_json: bool, url: str | None) -> None:
             one.model_dump_json()
             if as_json
             else f"{printable(one.name):<{width}}  {one.images:>4} images  {one.patches:>6} patches"
-            f"  promises {one.promised_rate:.1%}  version {printable(one.version)}"
+            f"  promises {one.promised_rate:.1%}{_guaranteed(one)}"
+            f"  version {printable(one.version)}"
         )
 
 
@@ -243,6 +244,12 @@ def _sources(names: tuple[str, ...]) -> list[str]:
     return [target.path for target in targets]
 
 
+def _guaranteed(found: "Reference") -> str:
+    """The clause behind a promised rate; none where an older server did not say."""
+    rate = found.guaranteed_rate
+    return "" if rate is None else f" (guaranteed {rate:.1%})"
+
+
 def _print(found: "Reference", as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.model_dump(mode="json")))
@@ -251,8 +258,8 @@ def _print(found: "Reference", as_json: bool) -> None:
     click.echo(f"{printable(found.name)}, version {printable(found.version)}, {created:%F %R} UTC")
     click.echo(f"  {found.images} images, {found.patches} patches")
     click.echo(
-        f"  false alarms: asked {found.false_alarm_rate:.1%}, promised {found.promised_rate:.1%}; "
-        f"threshold {found.threshold:.3f}"
+        f"  false alarms: asked {found.false_alarm_rate:.1%}, promised {found.promised_rate:.1%}"
+        f"{_guaranteed(found)}; threshold {found.threshold:.3f}"
     )
     for warning in found.warnings:
         click.echo(f"  warning: {printable(warning)}")

@@ -37,7 +37,10 @@ class Reference(BaseModel):
     false_alarm_rate: float
     """What was asked for."""
     promised_rate: float
-    """What so few pictures can promise: never below 1 / (pictures + 1)."""
+    """What so few pictures can promise in practice: never below 1 / (pictures + 1)."""
+    guaranteed_rate: float | None = None
+    """What is guaranteed whatever the distribution: twice `promised_rate`, unless calibration
+    pictures alone were counted. None: an older server did not say."""
     threshold: float
     """Of the server's raw evidence; the calibrated score's threshold is 0.5 with any reference."""
     created: int = 0

@@ -123,6 +123,7 @@ class References:
                 patches=len(built.reference.bank),
                 false_alarm_rate=threshold.rate,
                 promised_rate=threshold.promised_rate,
+                guaranteed_rate=threshold.guaranteed_rate,
                 threshold=threshold.value,
                 created=int(time.time()),
                 expert=self._expert,

@@ -72,7 +72,10 @@ class Reference(Strict):
     false_alarm_rate: Unit
     """What was asked for."""
     promised_rate: Unit
-    """What so few pictures can promise."""
+    """What so few pictures can promise, in practice."""
+    guaranteed_rate: Unit = Field(default_factory=lambda card: min(1.0, 2 * card["promised_rate"]))
+    """What is guaranteed whatever the distribution: `promised_rate` where calibration pictures
+    alone were counted, else twice that."""
     threshold: float
     """Of the evidence: the mean of a picture's strongest patches."""
     created: int

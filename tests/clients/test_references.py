@@ -62,10 +62,12 @@ def test_the_commands_from_add_to_remove(wire, tmp_path, capsys) -> None:
     assert run(["reference", "add", "bottle", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "3 images" in out
-    assert "asked 5.0%, promised 25.0%" in out
+    assert "asked 5.0%, promised 25.0% (guaranteed 50.0%); threshold" in out
     assert "warning: few" in out
     assert run(["reference", "list"]) == 0
-    assert capsys.readouterr().out.startswith("bottle     3 images")
+    listed = capsys.readouterr().out
+    assert listed.startswith("bottle     3 images")
+    assert "promises 25.0% (guaranteed 50.0%)" in listed
     sheet = tmp_path / "sheets" / "bottle.png"
     assert run(["reference", "show", "bottle", "--sheet", str(sheet), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["thumbnails"] is None

@@ -69,6 +69,7 @@ def test_a_reference_says_what_it_is_and_what_so_few_pictures_promise(server, pl
     assert plates["images"] == 6
     assert plates["false_alarm_rate"] == 0.05
     assert plates["promised_rate"] == pytest.approx(1 / 7)
+    assert plates["guaranteed_rate"] == pytest.approx(2 / 7)
     assert any("14%" in warning for warning in plates["warnings"])
     assert get(server, "/plates").data == plates
     assert plates in get(server).data["data"]
@@ -191,6 +192,7 @@ def test_extra_good_pictures_set_the_threshold_that_their_number_promises(server
     assert put(server, "calibrated", GOOD[:2], **asked).data["promised_rate"] == 0.1
     made = put(server, "calibrated", GOOD[:2], calibration_images=more).data
     assert (made["promised_rate"], made["images"], made["warnings"]) == (0.05, 2, [])
+    assert made["guaranteed_rate"] == 0.05
     assert inspected(server, SQUARE, reference="calibrated")["verdict"] == "anomalous"
     get(server, "/calibrated", "DELETE")
 
