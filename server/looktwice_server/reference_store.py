@@ -7,6 +7,7 @@ written, and of two writers the later one's name stands. A version without a nam
 hour: requests that began with it end with it.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -211,7 +212,8 @@ class ReferenceStore:
                 os.fsync(file.fileno())
             part.replace(path)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # its folder may be the reason
+                part.unlink()
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             reason = "the disk is full" if full else error.strerror
             raise StoreFull(

@@ -73,7 +73,7 @@ class Reference(Strict):
     """What was asked for."""
     promised_rate: Unit
     """What so few pictures can promise, in practice."""
-    guaranteed_rate: Unit = Field(default_factory=lambda card: min(1.0, 2 * card["promised_rate"]))
+    guaranteed_rate: Unit
     """What is guaranteed whatever the distribution: `promised_rate` where calibration pictures
     alone were counted, else twice that."""
     threshold: float

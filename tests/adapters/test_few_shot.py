@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from looktwice_adapters import few_shot
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.few_shot import (
     Reference,
@@ -15,7 +16,7 @@ from looktwice_adapters.few_shot import (
     image_evidence,
     normal_scores,
 )
-from looktwice_adapters.threshold import NormalScores
+from looktwice_adapters.threshold import NORMAL, NormalScores, Threshold
 from tests.punched_plates import plate
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
@@ -193,6 +194,27 @@ def test_a_reference_is_no_calibration_picture_beside(plates, looked):
 )
 def test_the_number_of_pictures_that_a_rate_needs_is_said(plates, rate, says):
     assert any(warning.endswith(says) for warning in build(plates, rate=rate).warnings)
+
+
+@pytest.mark.parametrize(
+    ("count", "rate", "says"),
+    [
+        (
+            18,
+            0.05,
+            "18 good pictures promise a false-alarm rate of 5.26% at best (guaranteed: 10.5%)",
+        ),
+        (300, 0.001, "300 good pictures promise a false-alarm rate of 0.332% at best"),
+        (
+            0,
+            0.05,
+            "one good picture, which nothing is compared with, promises no false-alarm rate; 5%",
+        ),
+    ],
+)
+def test_a_warning_of_too_few_pictures_does_not_contradict_itself(count, rate, says):
+    [warning] = few_shot._warnings([], Threshold.fit(range(count), rate, prior=NORMAL))
+    assert warning.startswith(says)
 
 
 def test_a_reference_of_no_image_is_refused():

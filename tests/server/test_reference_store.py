@@ -120,6 +120,15 @@ def test_a_full_disk_is_said_and_changes_nothing(store, monkeypatch, written):
     assert not list(store.path("x").parent.parent.rglob("*.part"))
 
 
+def test_a_folder_that_is_a_file_is_said(tmp_path):
+    folder = tmp_path / "references"
+    folder.write_text("a file")
+    store = ReferenceStore(folder, 9)
+    assert store.cards() == []
+    with pytest.raises(StoreFull, match=r"could not be written: .*; nothing was changed"):
+        store.keep(b"bank")
+
+
 def test_a_corrupt_file_is_refused_by_its_hash(store):
     version = add(store, "part", made(1))
     loaded = LoadedReferences(store, torch.device("cpu"), 2**20)

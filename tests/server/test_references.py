@@ -70,7 +70,7 @@ def test_a_reference_says_what_it_is_and_what_so_few_pictures_promise(server, pl
     assert plates["false_alarm_rate"] == 0.05
     assert plates["promised_rate"] == pytest.approx(1 / 7)
     assert plates["guaranteed_rate"] == pytest.approx(2 / 7)
-    assert any("14%" in warning for warning in plates["warnings"])
+    assert any("14.3% at best (guaranteed: 28.6%)" in warning for warning in plates["warnings"])
     assert get(server, "/plates").data == plates
     assert plates in get(server).data["data"]
 
