@@ -80,6 +80,7 @@ def test_a_reference_comes_through_both_schemas_unchanged():
         "created": 1764000000,
         "expert": "9f2c4d1e9f2c4d1e",
         "warnings": ["image 3 looks unlike the others"],
+        "problem": None,
         "thumbnails": None,
     }
     sent = server.Reference.model_validate_json(json.dumps(example)).model_dump_json()

@@ -133,6 +133,9 @@ def list_all(as_json: bool, url: str | None) -> None:
         click.echo("no references yet: looktwice reference add NAME IMAGE...", err=True)
     width = max((len(one.name) for one in found), default=0)
     for one in found:
+        if one.problem is not None and not as_json:
+            click.echo(f"{printable(one.name):<{width}}  cannot be used: {printable(one.problem)}")
+            continue
         click.echo(
             one.model_dump_json()
             if as_json
@@ -254,6 +257,10 @@ def _print(found: "Reference", as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.model_dump(mode="json")))
         return
+    if found.problem is not None:
+        click.echo(f"{printable(found.name)} cannot be used: {printable(found.problem)}")
+        if not found.version:  # nothing else is known
+            return
     created = datetime.fromtimestamp(found.created, UTC)
     click.echo(f"{printable(found.name)}, version {printable(found.version)}, {created:%F %R} UTC")
     click.echo(f"  {found.images} images, {found.patches} patches")

@@ -57,6 +57,9 @@ class Product(BaseModel):
     promised_rate: Annotated[
         float, Field(description="Share of good parts that may be called anomalous, in [0, 1].")
     ]
+    problem: Annotated[
+        str | None, Field(description="Why nothing can be compared with it; null where it can.")
+    ] = None
 
 
 class Products(BaseModel):

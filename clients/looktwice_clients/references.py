@@ -47,6 +47,8 @@ class Reference(BaseModel):
     """Seconds since 1970, UTC."""
     expert: str = ""
     warnings: list[str] = []
+    problem: str | None = None
+    """Why the server cannot use it; what is not known then is 0 or empty."""
     thumbnails: list[str] | None = None
     """Base64 JPEGs, where they were asked for."""
 

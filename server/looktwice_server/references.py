@@ -80,14 +80,28 @@ class References:
         """
         if name is None:
             return None
-        card = await asyncio.to_thread(self.store.card, name)
-        if card.expert != self._expert:
-            raise ReferenceOutdated(
-                f"the reference {name!r} was made with the expert {card.expert}, this server "
-                f"runs {self._expert}; add it again",
-                param="reference",
-            )
+        card = await asyncio.to_thread(self.card, name)
+        if card.problem is not None:
+            raise ReferenceOutdated(card.problem, param="reference")
         return ReferenceVersion(name=name, version=card.version)
+
+    def card(self, name: str) -> Reference:
+        """What is known of a reference, as `ReferenceStore.card` tells it, on this server."""
+        return self._on_this_server(self.store.card(name))
+
+    def cards(self) -> list[Reference]:
+        """All references, by name, with those that cannot be used."""
+        return [self._on_this_server(card) for card in self.store.cards()]
+
+    def _on_this_server(self, card: Reference) -> Reference:
+        """The card with the problem that another expert made it, if so."""
+        if card.problem is not None or card.expert == self._expert:
+            return card
+        problem = (
+            f"the reference {card.name!r} was made with the expert {card.expert}, this server "
+            f"runs {self._expert}; add it again"
+        )
+        return card.model_copy(update={"problem": problem})
 
     async def add(self, name: str, request: ReferenceRequest, fetch: Fetch) -> Reference:
         """Make a reference and give it its name.

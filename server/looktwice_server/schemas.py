@@ -82,6 +82,8 @@ class Reference(Strict):
     expert: str
     """Hash of the weights that judge: the expert's, or AnomalyGPT's decoder's."""
     warnings: list[str]
+    problem: str | None = None
+    """Why it cannot be used; what is not known then is 0 or empty."""
     thumbnails: list[str] | None = None
     """Base64 JPEGs, where they were asked for."""
 

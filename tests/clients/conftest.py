@@ -94,6 +94,7 @@ def reference_of(name: str, images: int, rate: float) -> dict[str, Any]:
         "created": 1764000000,
         "expert": "0123abcd",
         "warnings": ["few"] if promised > rate else [],
+        "problem": None,
         "thumbnails": None,
     }
 

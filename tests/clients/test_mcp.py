@@ -86,6 +86,7 @@ def check_everything(found: dict[str, Any]) -> None:
         "version": "9f2c",
         "images": 8,
         "promised_rate": pytest.approx(1 / 9),
+        "problem": None,
     }
     explained = found["explained"].structured_content
     assert explained["answer"] == "Any defect? 1 pictures, 1 messages."

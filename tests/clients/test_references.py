@@ -10,7 +10,7 @@ from PIL import Image
 from looktwice_clients import AsyncInspector, Inspector, Reference, ReplyError
 from looktwice_clients.cli import run
 from looktwice_clients.cli_reference import spread, with_files
-from tests.clients.conftest import WireServer, red
+from tests.clients.conftest import WireServer, red, reference_of
 
 
 @pytest.fixture
@@ -75,6 +75,21 @@ def test_the_commands_from_add_to_remove(wire, tmp_path, capsys) -> None:
     assert run(["reference", "remove", "bottle"]) == 0
     assert run(["reference", "list"]) == 0
     assert "no references yet" in capsys.readouterr().err
+
+
+def test_a_reference_that_cannot_be_used_is_shown_with_its_problem(wire, capsys) -> None:
+    wire.references.clear()
+    old, lost = reference_of("old", 4, 0.05), reference_of("lost", 0, 0.05)
+    wire.references["old"] = old | {"problem": "made with another expert; add it again"}
+    wire.references["lost"] = lost | {"problem": "broken; add it again", "version": ""}
+    assert run(["reference", "list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert "old   cannot be used: made with another expert; add it again" in listed
+    assert "lost  cannot be used: broken; add it again" in listed
+    assert run(["reference", "show", "lost"]) == 0
+    assert capsys.readouterr().out == "lost cannot be used: broken; add it again\n"
+    assert run(["reference", "show", "old"]) == 0
+    assert "4 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

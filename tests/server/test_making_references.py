@@ -1,6 +1,8 @@
 """References on the API side: what a worker saw of some pictures -> a file, within its memory."""
 
 import asyncio
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,6 +63,19 @@ def test_a_conversations_pictures_keep_within_the_memory_for_making_a_reference(
     says = r"^reference_images\[2\] is more than 1 MB .*LOOKTWICE_REFERENCE_TOKENS_MB"
     with pytest.raises(StoreFull, match=says):
         asyncio.run(small.of_conversation([picture(number) for number in range(4)]))
+
+
+def test_a_conversations_reference_makes_room_for_itself(tmp_path):
+    """Each stays for an hour at most, and for less where they take more than they may."""
+    small = references(tmp_path)
+    small.store = ReferenceStore(tmp_path, 9, nameless_bytes=3 * 2**19)
+    kept = []
+    for number in range(3):
+        made = asyncio.run(small.of_conversation([picture(number)]))
+        kept.append(small.store.path(made.version))
+        os.utime(kept[-1], (0, time.time() - 1000 + number))
+    asyncio.run(small.of_conversation([picture(9)]))
+    assert [path.exists() for path in kept] == [False, False, True]
 
 
 def test_the_default_memory_holds_what_five_percent_needs_of_large_pictures():
