@@ -3,6 +3,8 @@
 from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from itertools import chain
+from threading import Event
 
 import numpy as np
 import pytest
@@ -236,13 +238,30 @@ def test_an_update_under_way_leaves_each_answer_with_one_version(two_processes):
             words = answer["choices"][0]["message"]["content"]
         return picture, inspection["reference"]["version"], round(inspection["score"], 6), words
 
-    with ThreadPoolExecutor(9) as pool:
-        update = pool.submit(put, two_processes, "moving", GOOD[3:])
-        answers = list(pool.map(asked, range(32)))
-        new = update.result().data["version"]
-        answers += pool.map(asked, range(12))
+    begun, updated = Event(), Event()
+
+    def asked_throughout(number: int) -> list[tuple[int, str, float, str]]:
+        """From before the update until behind it, without a pause."""
+        told = []
+        while True:
+            last = updated.is_set()
+            told.append(asked(number + len(told)))
+            begun.set()
+            if last:
+                return told
+
+    with ThreadPoolExecutor(33) as pool:
+        asking = [pool.submit(asked_throughout, number) for number in range(32)]
+        begun.wait(300)
+        try:
+            update = pool.submit(put, two_processes, "moving", GOOD[3:]).result()
+        finally:
+            updated.set()
+        told = [one.result() for one in asking]
+    new = update.data["version"]
+    assert {told_to_one[-1][1] for told_to_one in told} == {new}
+    answers = list(chain(*told))
     assert {version for _, version, _, _ in answers} == {old, new}
-    assert {version for _, version, _, _ in answers[32:]} == {new}
     for number in range(len(pictures)):
         for version in (old, new):
             told = [rest for picture, of, *rest in answers if (picture, of) == (number, version)]
