@@ -75,13 +75,17 @@ def test_a_reference_comes_through_both_schemas_unchanged():
         "patches": 4096,
         "false_alarm_rate": 0.05,
         "promised_rate": 0.125,
+        "guaranteed_rate": 0.25,
         "threshold": -1.5,
         "created": 1764000000,
         "expert": "9f2c4d1e9f2c4d1e",
         "warnings": ["image 3 looks unlike the others"],
+        "problem": None,
         "thumbnails": None,
     }
     sent = server.Reference.model_validate_json(json.dumps(example)).model_dump_json()
     received = client_references.Reference.model_validate_json(sent)
     assert json.loads(received.model_dump_json()) == example
     assert set(example) - set(client_references.Reference.model_fields) == {"object"}
+    del example["guaranteed_rate"]  # an older server
+    assert client_references.Reference.model_validate(example).guaranteed_rate is None

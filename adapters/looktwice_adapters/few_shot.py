@@ -207,13 +207,11 @@ def build(
     names += [f"calibration image {number}" for number in range(len(calibration))]
     images, calibration = ([given[number] for number in group] for group in (numbers, more))
     copies = [copies[number] for number in numbers] if copies else ()
-    parts = [image.tokens for image in images]
+    tokens, owners = [image.tokens for image in images], list(range(len(images)))
     if copies:
-        parts = [
-            [torch.cat(pair) for pair in zip(own, more, strict=True)]
-            for own, more in zip(parts, copies, strict=True)
-        ]
-    bank = MemoryBank.of(parts).coreset(patches).to(dtype=torch.half)
+        tokens = [part for pair in zip(tokens, copies, strict=True) for part in pair]
+        owners = [owner for owner in owners for _ in range(2)]
+    bank = MemoryBank.of(tokens, owners, size=patches).to(dtype=torch.half)
     own = [
         image_evidence(evidence(bank.without(index), image))
         for index, image in enumerate(images)
@@ -272,15 +270,24 @@ def _twins(images: Sequence[Looked]) -> dict[int, int]:
     return {index: number for index, number in found.items() if index != number}
 
 
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.3g}%"
+
+
 def _warnings(defects: list[float], threshold: Threshold) -> list[str]:
     """What a threshold cannot do."""
     said = []
     if threshold.promised_rate > threshold.rate:
         needed = math.ceil(1 / threshold.rate - 1e-9) - 1
-        said.append(
-            f"{len(threshold.scores)} good pictures promise a false-alarm rate of "
-            f"{threshold.promised_rate:.0%} at best; {100 * threshold.rate:g}% needs {needed}"
-        )
+        count = len(threshold.scores)
+        promise = "1 good picture promises" if count == 1 else f"{count} good pictures promise"
+        promise += f" a false-alarm rate of {_percent(threshold.promised_rate)} at best"
+        promise += f" (guaranteed: {_percent(threshold.guaranteed_rate)})"
+        if not count:
+            promise = (
+                "one good picture, which nothing is compared with, promises no false-alarm rate"
+            )
+        said.append(f"{promise}; {_percent(threshold.rate)} needs {needed}")
     if missed := sum(value <= threshold.value for value in defects):
         said.append(f"{missed} of {len(defects)} known defects are below the threshold")
     return said

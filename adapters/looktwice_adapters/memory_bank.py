@@ -5,6 +5,7 @@ similarity with the bank, a level at a time, and the mean over levels. A bank th
 budget is thinned by PatchCore's greedy k-centre coreset (Roth et al., CVPR 2022, section 3.2).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,18 +25,41 @@ class MemoryBank:
     owners: Tensor  # (M,) index of the reference image; augmented copies have their image's
 
     @classmethod
-    def of(cls, images: list[list[Tensor]]) -> "MemoryBank":
-        """All tokens of some images.
+    def of(
+        cls,
+        images: Sequence[list[Tensor]],
+        owners: Sequence[int] | None = None,
+        *,
+        size: int | None = None,
+        seed: int = 0,
+    ) -> "MemoryBank":
+        """The tokens of some images: all of them, or a greedy k-centre coreset.
+
+        Beyond `CANDIDATES` times the size the coreset is of a random part of the tokens, and only
+        that part is converted from half precision. The same images and seed give the same bank.
 
         Args:
-            images: of each its levels, L tensors (B, N, C_l); copies' crops stand among its own.
+            images: of each its levels, L tensors (B, N, C_l).
+            owners: of each which reference it belongs to, where some are another's copies.
+            size: most tokens that the bank may have.
+            seed: of the random part, and of the projection in which distances are measured.
         """
+        draw = torch.Generator().manual_seed(seed)
+        counts = [image[0].shape[0] * image[0].shape[1] for image in images]
+        kept = torch.ones(sum(counts), dtype=torch.bool)
+        if size is not None and len(kept) > CANDIDATES * size:
+            kept[torch.randperm(len(kept), generator=draw)[CANDIDATES * size :]] = False
+        masks = kept.split(counts)
         levels = tuple(
-            normalize(torch.cat([level.flatten(0, 1) for level in parts]).float(), dim=-1)
+            normalize(
+                torch.cat([p.flatten(0, 1)[m] for p, m in zip(parts, masks, strict=True)]).float(),
+                dim=-1,
+            )
             for parts in zip(*images, strict=True)
         )
-        counts = torch.tensor([image[0].shape[0] * image[0].shape[1] for image in images])
-        return cls(levels, torch.arange(len(images)).repeat_interleave(counts))
+        of = torch.arange(len(images)) if owners is None else torch.tensor(owners)
+        bank = cls(levels, of.repeat_interleave(torch.tensor(counts))[kept])
+        return bank if size is None else bank._coreset(size, draw)
 
     def __len__(self) -> int:
         """M, the number of tokens."""
@@ -61,24 +85,19 @@ class MemoryBank:
         levels = tuple(level.to(device=device, dtype=dtype) for level in self.levels)
         return MemoryBank(levels, self.owners)
 
-    def coreset(self, size: int, seed: int = 0) -> "MemoryBank":
+    def _coreset(self, size: int, draw: torch.Generator) -> "MemoryBank":
         """At most `size` tokens that leave no other far away (greedy k-centre).
 
         Distances are measured over all levels at once, so that a token stays or goes on all of
-        them, in a random projection; beyond `CANDIDATES` times the size the choice is among a
-        random part of the tokens. The same bank and seed give the same coreset.
+        them, in a random projection.
         """
         if len(self) <= size:
             return self
-        draw = torch.Generator().manual_seed(seed)
-        rows = torch.arange(len(self))
-        if len(self) > CANDIDATES * size:
-            rows = torch.randperm(len(self), generator=draw)[: CANDIDATES * size].sort().values
-        tokens = torch.zeros(len(rows), PROJECTED)
+        tokens = torch.zeros(len(self), PROJECTED)
         for level in self.levels:
             axes = torch.randn(level.shape[1], PROJECTED, generator=draw) * PROJECTED**-0.5
-            tokens += level[rows].float().cpu() @ axes
-        return self.select(rows[k_centres(tokens, size)])
+            tokens += level.cpu() @ axes
+        return self.select(k_centres(tokens, size))
 
     def distances(self, levels: list[Tensor], budget: int = SEARCH_BYTES) -> Tensor:
         """Mean over levels of one minus the best cosine similarity: (B, N) in [0, 2].

@@ -9,7 +9,8 @@ The guarantee is the jackknife+'s (Barber et al., 2021, theorem 1): a good pictu
 practice. The theorem is about p-values against the bank without each reference in turn; the whole
 bank can only bring a picture nearer to its neighbours, so ours are never smaller. Extra good
 pictures that are not in the bank promise `rate` itself (split conformal prediction); where they
-are enough for the asked rate, they alone are counted.
+are enough for the asked rate, they alone are counted. Where both are counted together neither
+theorem holds as it stands; the factor two is then the safe reading.
 """
 
 from collections.abc import Sequence
@@ -64,6 +65,7 @@ class Threshold:
     scores: tuple[float, ...]  # of good pictures, each judged without itself, ascending
     value: float  # a score above it is anomalous
     rate: float  # false-alarm rate that was asked for
+    split: bool = False  # no score is of a picture in the bank (split conformal)
 
     @classmethod
     def fit(
@@ -79,8 +81,9 @@ class Threshold:
 
         Where the good pictures are too few for the asked rate, the threshold lies where the next
         good picture would be found with probability `rate` if scores were normal, never below the
-        highest of the good ones; between the two a picture is undecided. Known defects can only
-        lower that estimate, to halfway between the good ones and the median defect.
+        highest of the good ones, or where a single one has no score the mean that the prior
+        expects; between the two a picture is undecided. Known defects can only lower that
+        estimate, to halfway between the good ones and the median defect.
 
         Args:
             references: leave-one-out scores of the bank's images.
@@ -90,15 +93,16 @@ class Threshold:
             prior: of scores of good pictures.
         """
         enough = len(calibration) and cls._enough(len(calibration), rate)
-        scores = tuple(sorted(calibration if enough else (*references, *calibration)))
+        split = enough or not len(references)
+        scores = tuple(sorted(calibration if split else (*references, *calibration)))
         if cls._enough(len(scores), rate):
             allowed = int(rate * (len(scores) + 1) + 1e-9)  # scores at or above: at most this - 1
-            return cls(scores, scores[len(scores) - allowed], rate)
+            return cls(scores, scores[len(scores) - allowed], rate, split)
         value = prior.limit(scores, rate)
+        floor = max(scores, default=prior.mean)
         if len(defects):
-            between = (max(scores, default=prior.mean) + float(np.median(defects))) / 2
-            value = min(value, between)
-        return cls(scores, max(value, *scores) if scores else value, rate)
+            value = min(value, (floor + float(np.median(defects))) / 2)
+        return cls(scores, max(floor, value), rate, split)
 
     @staticmethod
     def _enough(count: int, rate: float) -> bool:
@@ -108,6 +112,14 @@ class Threshold:
     def promised_rate(self) -> float:
         """The smallest false-alarm rate at or above the asked one that so few can promise."""
         return max(self.rate, 1 / (len(self.scores) + 1))
+
+    @property
+    def guaranteed_rate(self) -> float:
+        """The false-alarm rate that the promised one is at most, whatever the distribution.
+
+        Twice as high where references judged each other (jackknife+).
+        """
+        return min(1.0, (1 if self.split else 2) * self.promised_rate)
 
     def p_value(self, score: float) -> float:
         """Share of good pictures, the judged one counted, that score at least as high."""

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,31 @@ if TYPE_CHECKING:
 SHEET_COLUMNS = 8
 SHEET_CELL = 132  # pixels
 
+SPREADING = ("--calibrate-with", "--defect")
+"""Options that take all pictures up to the next option, as the shell leaves a pattern."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class AddCommand(click.Command):
+    """Takes several pictures behind one option: what is left over would be a good one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Name the option again before each of its pictures.
+
+        Raises:
+            UsageError: an option stands before NAME and IMAGE, and took them.
+        """
+        try:
+            return super().parse_args(ctx, spread(args))
+        except click.MissingParameter as error:
+            if not set(SPREADING) & set(args):
+                raise
+            raise click.UsageError(
+                f"{error.format_message().rstrip('.')}: NAME and IMAGE stand before "
+                f"{' and '.join(SPREADING)}, which take all that follows",
+                ctx,
+            ) from None
 
 
 @click.group()
@@ -33,7 +56,7 @@ def reference() -> None:
     """
 
 
-@reference.command()
+@reference.command(cls=AddCommand)
 @click.argument("name")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
@@ -44,9 +67,17 @@ def reference() -> None:
     help="Share of good parts that may be called anomalous.",
 )
 @click.option(
-    "--calibrate-with", multiple=True, metavar="IMAGE", help="More good ones, for the threshold."
+    "--calibrate-with",
+    multiple=True,
+    metavar="IMAGE...",
+    help="More good ones, for the threshold; all up to the next option.",
 )
-@click.option("--defect", multiple=True, metavar="IMAGE", help="A known defect; also a folder.")
+@click.option(
+    "--defect",
+    multiple=True,
+    metavar="IMAGE...",
+    help="Known defects; all up to the next option.",
+)
 @click.option("--augment", is_flag=True, help="Compare with turned and mirrored copies too.")
 @json_option
 @url_option
@@ -62,16 +93,19 @@ def add(
     url: str | None,
     timeout: float,
 ) -> None:
-    """Make the reference NAME of good pictures, or replace it: files, folders or patterns."""
+    """Make the reference NAME of good pictures, or replace it: files, folders or patterns.
+
+    \b
+    looktwice reference add bottle good/*.jpg --defect bad/*.jpg
+    """
     import openai
 
     from looktwice_clients.inspector import Inspector
 
     good, calibrating, defects = map(_sources, (images, calibrate_with, defect))
     files = {"good": good, "calibration": calibrating, "defect": defects}
-    if sys.stderr.isatty():
-        count = sum(map(len, files.values()))
-        click.echo(f"sending {count} pictures; the server looks at one after the other", err=True)
+    counts = ", ".join(f"{len(group)} {kind}" for kind, group in files.items())
+    click.echo(f"{counts} pictures; the server looks at one after the other", err=True)
     with Inspector(url, timeout=timeout) as inspector:
         try:
             made = inspector.references.add(
@@ -102,11 +136,15 @@ def list_all(as_json: bool, url: str | None, timeout: float) -> None:
         click.echo("no references yet: looktwice reference add NAME IMAGE...", err=True)
     width = max((len(one.name) for one in found), default=0)
     for one in found:
+        if one.problem is not None and not as_json:
+            click.echo(f"{printable(one.name):<{width}}  cannot be used: {printable(one.problem)}")
+            continue
         click.echo(
             one.model_dump_json()
             if as_json
             else f"{printable(one.name):<{width}}  {one.images:>4} images  {one.patches:>6} patches"
-            f"  promises {one.promised_rate:.1%}  version {printable(one.version)}"
+            f"  promises {one.promised_rate:.1%}{_guaranteed(one)}"
+            f"  version {printable(one.version)}"
         )
 
 
@@ -148,6 +186,23 @@ def remove(name: str, url: str | None, timeout: float) -> None:
     with Inspector(url, timeout=timeout) as inspector:
         inspector.references.remove(name)
     click.echo(f"removed {printable(name)}")
+
+
+def spread(args: list[str]) -> list[str]:
+    """Arguments in which each picture behind a spreading option has the option before it."""
+    named: list[str] = []
+    option, rest = "", iter(args)
+    for arg in rest:
+        if arg == "--":
+            return [*named, arg, *rest]
+        if arg.startswith("-") and len(arg) > 1:
+            option = arg
+            named.append(arg)
+        elif option in SPREADING and named[-1] != option:
+            named += [option, arg]
+        else:
+            named.append(arg)
+    return named
 
 
 def with_files(said: str, files: dict[str, list[str]]) -> str:
@@ -197,16 +252,26 @@ def _sources(names: tuple[str, ...]) -> list[str]:
     return [target.path for target in targets]
 
 
+def _guaranteed(found: "Reference") -> str:
+    """The clause behind a promised rate; none where an older server did not say."""
+    rate = found.guaranteed_rate
+    return "" if rate is None else f" (guaranteed {rate:.1%})"
+
+
 def _print(found: "Reference", as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.model_dump(mode="json")))
         return
+    if found.problem is not None:
+        click.echo(f"{printable(found.name)} cannot be used: {printable(found.problem)}")
+        if not found.version:  # nothing else is known
+            return
     created = datetime.fromtimestamp(found.created, UTC)
     click.echo(f"{printable(found.name)}, version {printable(found.version)}, {created:%F %R} UTC")
     click.echo(f"  {found.images} images, {found.patches} patches")
     click.echo(
-        f"  false alarms: asked {found.false_alarm_rate:.1%}, promised {found.promised_rate:.1%}; "
-        f"threshold {found.threshold:.3f}"
+        f"  false alarms: asked {found.false_alarm_rate:.1%}, promised {found.promised_rate:.1%}"
+        f"{_guaranteed(found)}; threshold {found.threshold:.3f}"
     )
     for warning in found.warnings:
         click.echo(f"  warning: {printable(warning)}")

@@ -54,9 +54,23 @@ class Product(BaseModel):
     name: str
     version: str
     images: Annotated[int, Field(description="Good pictures that it was made of.")]
-    promised_rate: Annotated[
-        float, Field(description="Share of good parts that may be called anomalous, in [0, 1].")
+    false_alarm_rate: Annotated[
+        float,
+        Field(
+            description="Share of good parts that may be called anomalous, in [0, 1], as asked; "
+            "an estimate where so few pictures promise only a higher one."
+        ),
     ]
+    promised_rate: Annotated[
+        float,
+        Field(
+            description="What so many pictures can promise: the share of good parts that are "
+            "called anomalous or undecided."
+        ),
+    ]
+    problem: Annotated[
+        str | None, Field(description="Why nothing can be compared with it; null where it can.")
+    ] = None
 
 
 class Products(BaseModel):

@@ -4,9 +4,10 @@
 the hash of the file. `names/<name>.json` holds the card that the routes answer with. Files are
 written beside their place and renamed into it, so that a killed process leaves nothing half
 written, and of two writers the later one's name stands. A version without a name stays for an
-hour: requests that began with it end with it.
+hour, less where such versions take too much room: requests that began with it end with it.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -15,7 +16,6 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from looktwice_server.schemas import Reference
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION_DIGITS = 16
 GRACE_SECONDS = 3600  # that a version outlives its name
+YOUNG_SECONDS = 120  # that it does even where there is no room for it
 TEMPORARY = ".part"
 FORMAT = 2  # of cards and files: what thresholds are of, and which grid pictures are cut on
 
@@ -54,50 +55,59 @@ def checked_name(name: str) -> str:
 class ReferenceStore:
     """The folder."""
 
-    def __init__(self, folder: Path, max_names: int) -> None:
-        """Take the folder; it is made when the first reference is added."""
+    def __init__(self, folder: Path, max_names: int, nameless_bytes: int = 2**30) -> None:
+        """Take the folder; it is made when the first reference is added.
+
+        Args:
+            folder: for names and versions.
+            max_names: most names.
+            nameless_bytes: what versions without a name may take before the oldest go.
+        """
         self._names = folder / "names"
         self._versions = folder / "versions"
         self._max_names = max_names
+        self._nameless_bytes = nameless_bytes
 
     def card(self, name: str) -> Reference:
-        """What is known of a reference.
+        """What is known of a reference; its `problem` says why it cannot be used, if it cannot.
 
         Raises:
             RequestError: this is no name.
             UnknownReference: there is none of that name.
-            ReferenceOutdated: its card is broken, or it was made by an older LookTwice.
         """
         path = self._names / f"{checked_name(name)}.json"
         try:
-            card = json.loads(path.read_bytes())
-        except FileNotFoundError as error:
+            kept = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise UnknownReference(
                 f"no reference named {name!r} on this server; GET /v1/references lists them",
                 param="reference",
             ) from error
-        except (OSError, ValueError) as error:
-            raise _broken(name) from error
-        if not isinstance(card, dict) or card.get("name") != name:
-            raise _broken(name)
-        if card.pop("format", 1) != FORMAT:
-            raise ReferenceOutdated(
-                f"the reference {name!r} was made by another version of LookTwice; add it again",
-                param="reference",
+        except (OSError, ValueError):
+            return _lost(name, _broken(name))
+        if not isinstance(kept, dict) or kept.get("name") != name:
+            return _lost(name, _broken(name))
+        problem = None
+        if kept.pop("format", 1) != FORMAT:
+            problem = (
+                f"the reference {name!r} was made by another version of LookTwice; add it again"
             )
         try:
-            return Reference.model_validate(card)
-        except ValueError as error:
-            raise _broken(name) from error
+            # Cards written before this was counted: the safe reading.
+            kept.setdefault("guaranteed_rate", min(1.0, 2 * kept["promised_rate"]))
+            card = Reference.model_validate(kept)
+        except (ValueError, KeyError, TypeError):
+            return _lost(name, problem or _broken(name))
+        if problem is None and not self.path(card.version).exists():
+            problem = _broken(name)
+        return card.model_copy(update={"problem": problem})
 
     def cards(self) -> list[Reference]:
-        """All references, by name; those that must be added again are left out."""
+        """All references, by name, with those that must be added again."""
         found = []
-        for name in sorted(path.stem for path in self._names.glob("*.json")):
-            try:
+        for name in self._known_names():
+            with contextlib.suppress(UnknownReference):  # removed meanwhile
                 found.append(self.card(name))
-            except RequestError:
-                continue
         return found
 
     def path(self, version: str) -> Path:
@@ -117,7 +127,7 @@ class ReferenceStore:
                 count = sum(key.startswith("thumbnail.") for key in file.keys())
                 return [file.get_tensor(f"thumbnail.{i}").numpy().tobytes() for i in range(count)]
         except Exception as error:  # a broken file is reported by whatever the reader meets
-            raise _broken(name) from error
+            raise ReferenceOutdated(_broken(name), param="reference") from error
 
     def keep(self, data: bytes) -> str:
         """Write a version; its name in the store.
@@ -136,13 +146,13 @@ class ReferenceStore:
             StoreFull: the disk or the list is full.
         """
         path = self._names / f"{checked_name(card.name)}.json"
-        if not path.exists() and len(list(self._names.glob("*.json"))) >= self._max_names:
+        if not path.exists() and len(self._known_names()) >= self._max_names:
             raise StoreFull(
                 f"this server keeps {self._max_names} references; remove one first", param="name"
             )
-        before = self._version_of(path)
-        self._write(path, json.dumps({"format": FORMAT} | card.model_dump()).encode())
-        self._retire(before)
+        self._retire(path)
+        kept = {"format": FORMAT} | card.model_dump(exclude={"problem"})
+        self._write(path, json.dumps(kept).encode())
 
     def remove(self, name: str) -> None:
         """Take a name away.
@@ -151,15 +161,18 @@ class ReferenceStore:
             UnknownReference: there is none.
         """
         path = self._names / f"{checked_name(name)}.json"
-        before = self._version_of(path)
+        self._retire(path)
         try:
             path.unlink()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise UnknownReference(f"no reference named {name!r} on this server") from error
-        self._retire(before)
 
     def clean(self) -> None:
-        """Delete what a killed process left and versions that have had no name for an hour."""
+        """Delete what a killed process left, and versions that have had no name for an hour.
+
+        Of those without a name the oldest go sooner where all take more bytes than they may; none
+        within two minutes, so that a request that was just given one ends with it.
+        """
         named = set()
         for path in self._names.glob("*.json"):
             try:
@@ -168,9 +181,13 @@ class ReferenceStore:
                 continue
             except OSError:
                 return  # a card that cannot be read now may name any of them
-        for path in self._old_files():
+        now, room = time.time(), self._nameless_bytes
+        for written, size, path in self._files_by_age():
             if path.suffix == TEMPORARY or path.stem not in named:
-                path.unlink(missing_ok=True)
+                room -= size
+                keep = GRACE_SECONDS if room >= 0 else YOUNG_SECONDS
+                if written < now - keep:
+                    path.unlink(missing_ok=True)
 
     def renew(self, version: str) -> bool:
         """Let the hour begin anew that a version is kept without a name; False: it is gone."""
@@ -180,23 +197,29 @@ class ReferenceStore:
             return False
         return True
 
-    def _old_files(self) -> Iterator[Path]:
-        before = time.time() - GRACE_SECONDS
+    def _known_names(self) -> list[str]:
+        names = (path.stem for path in self._names.glob("*.json"))
+        return sorted(name for name in names if NAME.fullmatch(name))
+
+    def _files_by_age(self) -> list[tuple[float, int, Path]]:
+        """Versions and unfinished files: when written, how large, where; the latest first."""
+        found = []
         for path in (*self._versions.glob("*"), *self._names.glob(f"*{TEMPORARY}")):
-            try:
-                if path.stat().st_mtime < before:
-                    yield path
-            except FileNotFoundError:
-                continue
+            with contextlib.suppress(FileNotFoundError):
+                about = path.stat()
+                found.append((about.st_mtime, about.st_size, path))
+        return sorted(found, reverse=True)
 
-    def _version_of(self, path: Path) -> str | None:
+    def _retire(self, card: Path) -> None:
+        """Let the hour begin that a version outlives its name.
+
+        Before the name goes: another process that cleans up in between would take the version from
+        requests under way.
+        """
         try:
-            return _version_in(path.read_bytes())
+            version = _version_in(card.read_bytes())
         except OSError:
-            return None
-
-    def _retire(self, version: str | None) -> None:
-        """Let the hour begin that a version outlives its name."""
+            return
         if version is not None:
             self.renew(version)
 
@@ -211,7 +234,8 @@ class ReferenceStore:
                 os.fsync(file.fileno())
             part.replace(path)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # its folder may be the reason
+                part.unlink()
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             reason = "the disk is full" if full else error.strerror
             raise StoreFull(
@@ -227,9 +251,25 @@ def _version_in(card: bytes) -> str | None:
         return None
 
 
-def _broken(name: str) -> ReferenceOutdated:
-    return ReferenceOutdated(
-        f"the reference {name!r} is broken on the server's disk; add it again", param="reference"
+def _broken(name: str) -> str:
+    return f"the reference {name!r} is broken on the server's disk; add it again"
+
+
+def _lost(name: str, problem: str) -> Reference:
+    """The card of a reference of which no more is known than its name."""
+    return Reference(
+        name=name,
+        version="",
+        images=0,
+        patches=0,
+        false_alarm_rate=0.0,
+        promised_rate=1.0,
+        guaranteed_rate=1.0,
+        threshold=0.0,
+        created=0,
+        expert="",
+        warnings=[],
+        problem=problem,
     )
 
 

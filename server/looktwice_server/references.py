@@ -8,8 +8,9 @@ import asyncio
 import base64
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from io import BytesIO
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -79,14 +80,28 @@ class References:
         """
         if name is None:
             return None
-        card = await asyncio.to_thread(self.store.card, name)
-        if card.expert != self._expert:
-            raise ReferenceOutdated(
-                f"the reference {name!r} was made with the expert {card.expert}, this server "
-                f"runs {self._expert}; add it again",
-                param="reference",
-            )
+        card = await asyncio.to_thread(self.card, name)
+        if card.problem is not None:
+            raise ReferenceOutdated(card.problem, param="reference")
         return ReferenceVersion(name=name, version=card.version)
+
+    def card(self, name: str) -> Reference:
+        """What is known of a reference, as `ReferenceStore.card` tells it, on this server."""
+        return self._on_this_server(self.store.card(name))
+
+    def cards(self) -> list[Reference]:
+        """All references, by name, with those that cannot be used."""
+        return [self._on_this_server(card) for card in self.store.cards()]
+
+    def _on_this_server(self, card: Reference) -> Reference:
+        """The card with the problem that another expert made it, if so."""
+        if card.problem is not None or card.expert == self._expert:
+            return card
+        problem = (
+            f"the reference {card.name!r} was made with the expert {card.expert}, this server "
+            f"runs {self._expert}; add it again"
+        )
+        return card.model_copy(update={"problem": problem})
 
     async def add(self, name: str, request: ReferenceRequest, fetch: Fetch) -> Reference:
         """Make a reference and give it its name.
@@ -122,6 +137,7 @@ class References:
                 patches=len(built.reference.bank),
                 false_alarm_rate=threshold.rate,
                 promised_rate=threshold.promised_rate,
+                guaranteed_rate=threshold.guaranteed_rate,
                 threshold=threshold.value,
                 created=int(time.time()),
                 expert=self._expert,
@@ -138,7 +154,10 @@ class References:
             version = self._inline.get(key)
             if version is None or not self.store.renew(version):
                 grid = common_grid([self._inspections.grid(crops) for crops in pictures])
-                looked = [await self._look(crops, grid, turned=False) for crops in pictures]
+                looked: list[Seen] = []
+                for index, crops in enumerate(pictures):
+                    looked.append(await self._look(crops, grid, turned=False))
+                    self._check_memory(looked, "reference_images", index)
                 _, data = await asyncio.to_thread(self._build, grid, {"images": looked}, 0.05)
                 version = await asyncio.to_thread(self.store.keep, data)
                 await asyncio.to_thread(self.store.clean)
@@ -162,13 +181,7 @@ class References:
                 error.args = (f"{key}[{index}]: {error}",)
                 error.param = key
                 raise
-            taken = one.nbytes + sum(other.nbytes for group in seen.values() for other in group)
-            if taken > self._settings.reference_tokens_mb * 2**20:
-                raise StoreFull(
-                    f"{key}[{index}] is more than {self._settings.reference_tokens_mb} MB of "
-                    "memory hold while a reference is made; send fewer pictures",
-                    param=key,
-                )
+            self._check_memory([one, *chain(*seen.values())], key, index)
             return self._inspections.grid(crops), one
 
         own: list[Grid] = []
@@ -184,6 +197,16 @@ class References:
             for index in range(len(groups[key])):
                 seen[key].append((await see(key, index, common))[1])
         return common, seen
+
+    def _check_memory(self, seen: Iterable[Seen], key: str, index: int) -> None:
+        """Raise StoreFull, naming the latest picture, where the tokens take too much memory."""
+        limit = self._settings.reference_tokens_mb
+        if sum(one.nbytes for one in seen) > limit * 2**20:
+            raise StoreFull(
+                f"{key}[{index}] is more than {limit} MB of memory hold while a reference is made "
+                "(LOOKTWICE_REFERENCE_TOKENS_MB); send fewer or smaller pictures",
+                param=key,
+            )
 
     async def _look(self, crops: Crops, grid: Grid | None, *, turned: bool) -> Seen:
         """One picture's tokens from the worker, cut on its own grid or another."""

@@ -134,19 +134,19 @@ async def put_reference(name: str, request: ReferenceRequest, raw_request: Reque
 
 @router.get("/v1/references")
 async def list_references(raw_request: Request) -> ReferenceList:
-    """All references, by name."""
+    """All references, by name; `problem` says which cannot be used, and why."""
     looktwice: LookTwice = raw_request.app.state.looktwice
-    cards = await asyncio.to_thread(looktwice.references.store.cards)
+    cards = await asyncio.to_thread(looktwice.references.cards)
     return ReferenceList(model=looktwice.model_name, data=cards)
 
 
 @router.get("/v1/references/{name}")
 async def get_reference(name: str, raw_request: Request, thumbnails: bool = False) -> Reference:
     """One reference; `?thumbnails=true` brings its pictures, small."""
-    store = raw_request.app.state.looktwice.references.store
-    card = await asyncio.to_thread(store.card, name)
+    references: References = raw_request.app.state.looktwice.references
+    card = await asyncio.to_thread(references.card, name)
     if thumbnails:
-        kept = await asyncio.to_thread(store.thumbnails, name, card.version)
+        kept = await asyncio.to_thread(references.store.thumbnails, name, card.version)
         card = card.model_copy(update={"thumbnails": in_base64(kept)})
     return card
 
@@ -174,7 +174,11 @@ class LookTwice:
         self.settings = settings
         self.expert = file_hash(weights)
         self.references = References(
-            ReferenceStore(settings.references, settings.max_references),
+            ReferenceStore(
+                settings.references,
+                settings.max_references,
+                settings.nameless_references_mb * 2**20,
+            ),
             inspections,
             self.expert,
             settings,

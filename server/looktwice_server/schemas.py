@@ -72,13 +72,18 @@ class Reference(Strict):
     false_alarm_rate: Unit
     """What was asked for."""
     promised_rate: Unit
-    """What so few pictures can promise."""
+    """What so few pictures can promise, in practice."""
+    guaranteed_rate: Unit
+    """What is guaranteed whatever the distribution: `promised_rate` where calibration pictures
+    alone were counted, else twice that."""
     threshold: float
     """Of the evidence: the mean of a picture's strongest patches."""
     created: int
     expert: str
     """Hash of the weights that judge: the expert's, or AnomalyGPT's decoder's."""
     warnings: list[str]
+    problem: str | None = None
+    """Why it cannot be used; what is not known then is 0 or empty."""
     thumbnails: list[str] | None = None
     """Base64 JPEGs, where they were asked for."""
 

@@ -38,7 +38,8 @@ class Settings:
     max_references: int = 1000  # names in the store
     max_reference_images: int = 256  # pictures of one reference, its calibration and defects apart
     reference_patches: int = 4096  # of one reference's memory bank; more is thinned
-    reference_tokens_mb: int = 2048  # memory for the pictures of one reference while it is made
+    reference_tokens_mb: int = 3072  # memory for the pictures of one reference while it is made
+    nameless_references_mb: int = 1024  # on disk, of versions without a name: chats' own references
     references_cached_mb: int = 512  # memory banks that a worker keeps
 
     @classmethod

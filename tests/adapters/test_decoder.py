@@ -13,6 +13,7 @@ from looktwice_adapters.anomalygpt import AnomalyGPT, AnomalyGPTConfig, DecoderF
 from looktwice_adapters.checkpoint import file_hash
 from looktwice_adapters.decoder import class_probabilities, resized
 from looktwice_adapters.losses import dice_loss, focal_loss
+from looktwice_adapters.memory_bank import MemoryBank
 from looktwice_adapters.prompt_ensemble import ABNORMAL, NORMAL, prompts, text_features
 from looktwice_adapters.prompt_learner import PROMPTS, PromptLearner
 from tests.golden import GOLDEN
@@ -52,9 +53,8 @@ def test_the_losses_of_the_maps_equal_the_published_ones(golden):
 
 
 def test_a_few_shot_map_resized_for_the_learner_equals_the_published_one(golden):
-    pairs = zip(golden["query"], golden["normal"], strict=True)
-    best = [(normalize(q[0], dim=-1) @ normalize(n[0], dim=-1).T).amax(1) for q, n in pairs]
-    distance = 1 - torch.stack(best).mean(0).view(1, 1, 16, 16)
+    query, normal = list(golden["query"]), list(golden["normal"])
+    distance = MemoryBank.of([normal]).distances(query).view(1, 1, 16, 16)
     found = resized(distance)[0, 0, ::4, ::4]
     torch.testing.assert_close(found, golden["few_shot_map"], atol=1e-5, rtol=0)
 

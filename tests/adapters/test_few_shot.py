@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from looktwice_adapters import few_shot
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.few_shot import (
     Reference,
@@ -14,8 +15,9 @@ from looktwice_adapters.few_shot import (
     evidence,
     image_evidence,
     normal_scores,
+    turns,
 )
-from looktwice_adapters.threshold import NormalScores
+from looktwice_adapters.threshold import NORMAL, NormalScores, Threshold
 from tests.punched_plates import plate
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
@@ -156,12 +158,38 @@ def test_known_defects_below_the_threshold_are_said(plates):
     )
 
 
-def test_turned_copies_make_a_turned_part_normal_and_leave_with_their_image(plates):
-    copies = [[level.flip(1) for level in image.tokens] for image in plates]
-    with_copies = build(plates, copies=copies, patches=9999).reference
-    alone = build(plates, patches=9999).reference
-    assert len(with_copies.bank) == 2 * len(alone.bank)
-    assert len(with_copies.bank.without(0)) == 2 * len(alone.bank.without(0))
+def stripes(seed: int) -> np.ndarray:
+    """A part whose texture has a direction."""
+    rng = np.random.default_rng(seed)
+    waves = 128 + 60 * np.sin(np.arange(224) / 3 + rng.uniform(0, 6))
+    return (waves + rng.normal(0, 4, (224, 224)))[..., None].repeat(3, 2).clip(0, 255).astype("u1")
+
+
+def test_turns_are_the_quarter_turns_and_the_mirror_of_each_crop():
+    crops = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
+    left, half, right, mirrored = turns(crops)
+    assert torch.equal(left, crops.transpose(2, 3).flip(2))  # the right edge comes to the top
+    assert torch.equal(half, crops.flip(2, 3))
+    assert torch.equal(right, crops.transpose(2, 3).flip(3))
+    assert torch.equal(mirrored, crops.flip(3))
+
+
+def test_turned_copies_make_a_turned_part_normal_and_leave_with_their_image(detector):
+    pictures = [stripes(seed) for seed in range(3)]
+    seen = [detector.look(picture) for picture in pictures]
+    copies = []
+    for picture in pictures:
+        looks = [detector._look(crops).tokens for crops in turns(detector.cut(picture).crops)]
+        copies.append([torch.cat(level) for level in zip(*looks, strict=True)])
+    alone, more = build(seen).reference, build(seen, copies=copies, patches=99999).reference
+    turned = np.rot90(stripes(9)).copy()
+    assert detector.judge(turned, alone).verdict == "anomalous"
+    assert detector.judge(turned, more).verdict == "normal"
+    others = build(seen[1:], copies=copies[1:], patches=99999).reference
+    without = image_evidence(evidence(others.bank, seen[0]))
+    assert min(abs(without - score) for score in more.threshold.scores) < 1e-4
+    assert len(more.bank) == 5 * len(alone.bank)
+    assert set(more.bank.without(0).owners.tolist()) == {1, 2}
 
 
 def test_a_picture_given_twice_counts_once(plates):
@@ -193,6 +221,27 @@ def test_a_reference_is_no_calibration_picture_beside(plates, looked):
 )
 def test_the_number_of_pictures_that_a_rate_needs_is_said(plates, rate, says):
     assert any(warning.endswith(says) for warning in build(plates, rate=rate).warnings)
+
+
+@pytest.mark.parametrize(
+    ("count", "rate", "says"),
+    [
+        (
+            18,
+            0.05,
+            "18 good pictures promise a false-alarm rate of 5.26% at best (guaranteed: 10.5%)",
+        ),
+        (300, 0.001, "300 good pictures promise a false-alarm rate of 0.332% at best"),
+        (
+            0,
+            0.05,
+            "one good picture, which nothing is compared with, promises no false-alarm rate; 5%",
+        ),
+    ],
+)
+def test_a_warning_of_too_few_pictures_does_not_contradict_itself(count, rate, says):
+    [warning] = few_shot._warnings([], Threshold.fit(range(count), rate, prior=NORMAL))
+    assert warning.startswith(says)
 
 
 def test_a_reference_of_no_image_is_refused():

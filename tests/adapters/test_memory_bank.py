@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import interpolate, normalize
 
-from looktwice_adapters.memory_bank import MemoryBank, best_similarity, k_centres
+from looktwice_adapters import memory_bank
+from looktwice_adapters.memory_bank import CANDIDATES, MemoryBank, best_similarity, k_centres
 from tests.golden import GOLDEN
 
 
@@ -85,16 +86,36 @@ def test_a_coreset_keeps_the_size_and_every_kind_of_token():
     draw = torch.Generator().manual_seed(0)
     common = torch.tensor([1.0, 0, 0, 0]) + 0.01 * torch.randn(1, 990, 4, generator=draw)
     rare = torch.tensor([0, 1.0, 0, 0]) + 0.01 * torch.randn(1, 10, 4, generator=draw)
-    bank = MemoryBank.of([[torch.cat((common, rare), 1)]])
-    small = bank.coreset(250)
+    image = [torch.cat((common, rare), 1)]
+    small = MemoryBank.of([image], size=250)
     assert len(small) == 250
     assert small.distances([torch.tensor([[[0, 1.0, 0, 0]]])]).item() < 0.01
-    assert bank.coreset(5000) is bank
-    again = bank.coreset(250)
+    assert len(MemoryBank.of([image], size=5000)) == 1000
+    again = MemoryBank.of([image], size=250)
     assert torch.equal(small.levels[0], again.levels[0])
 
 
-def test_augmented_copies_leave_with_their_image():
-    images = tokens(2, crops=6)  # as with copies among the crops
-    bank = MemoryBank.of(images)
-    assert set(bank.without(0).owners.tolist()) == {1}
+def test_only_the_tokens_that_a_coreset_chooses_from_are_converted(monkeypatch):
+    """A hub-size tower's tokens of many pictures, all in float32, would not fit."""
+    converted = []
+    real = memory_bank.normalize
+
+    def watched(level, dim):
+        converted.append(len(level))
+        return real(level, dim=dim)
+
+    monkeypatch.setattr(memory_bank, "normalize", watched)
+    images = [[level.half() for level in image] for image in tokens(40)]  # of 32 tokens
+    bank = MemoryBank.of(images, size=10)
+    assert converted == [10 * CANDIDATES] * 2
+    assert len(bank) == 10
+    for row in range(10):  # and a token is still its image's
+        own = normalize(images[bank.owners[row]][1].flatten(0, 1).float(), dim=-1)
+        assert (own == bank.levels[1][row]).all(1).any()
+
+
+def test_copies_leave_with_their_image():
+    images = tokens(4)
+    bank = MemoryBank.of(images, [0, 0, 1, 1]).without(0)
+    assert set(bank.owners.tolist()) == {1}
+    assert all(map(torch.equal, bank.levels, MemoryBank.of(images[2:]).levels))

@@ -20,6 +20,21 @@ def test_n_pictures_promise_no_better_than_one_in_n_and_one(count, rate, promise
     assert fit(np.arange(count), rate).promised_rate == pytest.approx(promised)
 
 
+@pytest.mark.parametrize(
+    ("references", "calibration", "guaranteed"),
+    [
+        (19, 0, 0.1),  # jackknife+
+        (9, 19, 0.05),  # calibration pictures alone are counted: split conformal
+        (1, 0, 1.0),
+        (3, 3, 2 / 7),  # both are: the safe reading
+        (0, 3, 0.25),  # one reference has no score of its own
+    ],
+)
+def test_leave_one_out_guarantees_twice_what_it_promises(references, calibration, guaranteed):
+    threshold = fit(np.arange(references), calibration=np.arange(calibration))
+    assert threshold.guaranteed_rate == pytest.approx(guaranteed)
+
+
 def test_p_value_counts_the_good_ones_that_score_at_least_as_high():
     threshold = fit([1, 2, 3, 4])
     assert [threshold.p_value(score) for score in (0, 2.5, 4, 5)] == [1.0, 0.6, 0.4, 0.2]
@@ -82,6 +97,11 @@ def test_known_defects_lower_the_estimate_but_not_below_the_good_ones():
     assert fit(scores, defects=[-5.0]).value == pytest.approx(0.1)
     many = np.arange(19.0)
     assert fit(many, defects=[0.0]).value == fit(many).value  # a promise that is kept stays
+
+
+def test_a_quiet_defect_beside_one_reference_leaves_the_threshold_where_good_parts_are():
+    assert fit([], defects=[-5.0]).value == PRIOR.mean
+    assert PRIOR.mean < fit([], defects=[2.0]).value < fit([]).value
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1])

@@ -89,10 +89,12 @@ def reference_of(name: str, images: int, rate: float) -> dict[str, Any]:
         "patches": 196 * images,
         "false_alarm_rate": rate,
         "promised_rate": promised,
+        "guaranteed_rate": min(1.0, 2 * promised),
         "threshold": -1.5,
         "created": 1764000000,
         "expert": "0123abcd",
         "warnings": ["few"] if promised > rate else [],
+        "problem": None,
         "thumbnails": None,
     }
 

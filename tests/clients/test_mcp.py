@@ -85,7 +85,9 @@ def check_everything(found: dict[str, Any]) -> None:
         "name": "bottle",
         "version": "9f2c",
         "images": 8,
+        "false_alarm_rate": 0.05,
         "promised_rate": pytest.approx(1 / 9),
+        "problem": None,
     }
     explained = found["explained"].structured_content
     assert explained["answer"] == "Any defect? 1 pictures, 1 messages."

@@ -9,8 +9,8 @@ from PIL import Image
 
 from looktwice_clients import AsyncInspector, Inspector, Reference, ReplyError
 from looktwice_clients.cli import run
-from looktwice_clients.cli_reference import with_files
-from tests.clients.conftest import WireServer, red
+from looktwice_clients.cli_reference import spread, with_files
+from tests.clients.conftest import WireServer, red, reference_of
 
 
 @pytest.fixture
@@ -62,10 +62,12 @@ def test_the_commands_from_add_to_remove(wire, tmp_path, capsys) -> None:
     assert run(["reference", "add", "bottle", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "3 images" in out
-    assert "asked 5.0%, promised 25.0%" in out
+    assert "asked 5.0%, promised 25.0% (guaranteed 50.0%); threshold" in out
     assert "warning: few" in out
     assert run(["reference", "list"]) == 0
-    assert capsys.readouterr().out.startswith("bottle     3 images")
+    listed = capsys.readouterr().out
+    assert listed.startswith("bottle     3 images")
+    assert "promises 25.0% (guaranteed 50.0%)" in listed
     sheet = tmp_path / "sheets" / "bottle.png"
     assert run(["reference", "show", "bottle", "--sheet", str(sheet), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["thumbnails"] is None
@@ -75,9 +77,27 @@ def test_the_commands_from_add_to_remove(wire, tmp_path, capsys) -> None:
     assert "no references yet" in capsys.readouterr().err
 
 
+def test_a_reference_that_cannot_be_used_is_shown_with_its_problem(wire, capsys) -> None:
+    wire.references.clear()
+    old, lost = reference_of("old", 4, 0.05), reference_of("lost", 0, 0.05)
+    wire.references["old"] = old | {"problem": "made with another expert; add it again"}
+    wire.references["lost"] = lost | {"problem": "broken; add it again", "version": ""}
+    assert run(["reference", "list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert "old   cannot be used: made with another expert; add it again" in listed
+    assert "lost  cannot be used: broken; add it again" in listed
+    assert run(["reference", "show", "lost"]) == 0
+    assert capsys.readouterr().out == "lost cannot be used: broken; add it again\n"
+    assert run(["reference", "show", "old"]) == 0
+    assert "4 images" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
+        (["add", "--defect", "bad.png", "bottle", "good.png"], 2, "'NAME': NAME and IMAGE stand"),
+        (["add", "bottle", "--defect", "bad.png", "good.png"], 2, "'IMAGE...': NAME and IMAGE"),
+        (["add", "bottle", "good.png", "--defect"], 2, "'--defect' requires an argument"),
         (["show", "no-such"], 1, "no reference named no-such"),
         (["remove", "no-such"], 1, "no reference named no-such"),
         (["add", "bottle", "no-such.png"], 1, "no-such.png"),
@@ -88,8 +108,45 @@ def test_the_commands_from_add_to_remove(wire, tmp_path, capsys) -> None:
 def test_bad_use_is_one_line(wire, capsys, args, code, says) -> None:
     assert run(["reference", *args]) == code
     err = capsys.readouterr().err
-    assert says in err
-    assert err.count("\n") == 1
+    *before, line = err.splitlines()
+    assert says in line
+    assert before in (
+        [],
+        ["1 good, 0 calibration, 0 defect pictures; the server looks at one after the other"],
+    )
+
+
+def test_an_option_takes_all_pictures_up_to_the_next_one(wire, tmp_path, capsys) -> None:
+    """As a shell leaves `good/* --defect bad/* --calibrate-with more --json`."""
+    wire.references.clear()
+    for folder, count in (("good", 2), ("bad", 3), ("more", 4)):
+        (tmp_path / folder).mkdir()
+        for index in range(count):
+            red(10 * index).save(tmp_path / folder / f"{index}.png")
+    good, bad = (sorted(map(str, (tmp_path / name).iterdir())) for name in ("good", "bad"))
+    options = ["--defect", *bad, "--calibrate-with", str(tmp_path / "more"), "--json"]
+    assert run(["reference", "add", "bottle", *good, *options]) == 0
+    _, sent = wire.requests[-1]
+    keys = ("images", "defect_images", "calibration_images")
+    assert [len(sent[key]) for key in keys] == [2, 3, 4]
+    shown = capsys.readouterr()
+    assert "2 good, 4 calibration, 3 defect pictures" in shown.err
+    assert json.loads(shown.out)["images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "spread_out"),
+    [
+        ("a 1 --defect 2 3 --json", "a 1 --defect 2 --defect 3 --json"),
+        ("--defect=2 a 1", "--defect=2 a 1"),
+        ("--defect 2 --defect 3 -- a 1 --x", "--defect 2 --defect 3 -- a 1 --x"),
+        ("--defect 2 --false-alarm-rate 0.1 a 1", "--defect 2 --false-alarm-rate 0.1 a 1"),
+        ("a 1 --defect --json", "a 1 --defect --json"),
+        ("a 1 --defect - -", "a 1 --defect - --defect -"),
+    ],
+)
+def test_an_option_is_named_again_before_each_of_its_pictures(args, spread_out) -> None:
+    assert spread(args.split()) == spread_out.split()
 
 
 def test_warnings_and_errors_name_the_files_behind_the_numbers() -> None:

@@ -11,6 +11,7 @@ def card(name: str, version: str, expert: str = "mine", created: int = 0) -> Ref
         patches=64,
         false_alarm_rate=0.05,
         promised_rate=0.2,
+        guaranteed_rate=0.4,
         threshold=0.1,
         created=created,
         expert=expert,

@@ -38,6 +38,15 @@ def test_a_reference_of_another_expert_is_refused(store):
         resolve(store, "new", "bottle")
 
 
+def test_a_reference_of_another_expert_is_listed_with_its_problem(store):
+    here, elsewhere = (References(store, None, expert, Settings()) for expert in ("mine", "new"))
+    assert [one.problem for one in here.cards()] == [None]
+    assert "made with the expert mine, this server runs new; add it again" in (
+        elsewhere.cards()[0].problem
+    )
+    assert elsewhere.card("bottle") == elsewhere.cards()[0]
+
+
 def test_an_unknown_name_is_said(store):
     with pytest.raises(UnknownReference, match="no reference named 'cup'"):
         resolve(store, "mine", "cup")

@@ -120,6 +120,15 @@ def test_a_full_disk_is_said_and_changes_nothing(store, monkeypatch, written):
     assert not list(store.path("x").parent.parent.rglob("*.part"))
 
 
+def test_a_folder_that_is_a_file_is_said(tmp_path):
+    folder = tmp_path / "references"
+    folder.write_text("a file")
+    store = ReferenceStore(folder, 9)
+    assert store.cards() == []
+    with pytest.raises(StoreFull, match=r"could not be written: .*; nothing was changed"):
+        store.keep(b"bank")
+
+
 def test_a_corrupt_file_is_refused_by_its_hash(store):
     version = add(store, "part", made(1))
     loaded = LoadedReferences(store, torch.device("cpu"), 2**20)
@@ -129,6 +138,7 @@ def test_a_corrupt_file_is_refused_by_its_hash(store):
     with pytest.raises(ValueError, match="is not what was written"):
         loaded.get(version)
     store.path(version).unlink()
+    assert "broken on the server's disk; add it again" in store.card("part").problem
     with pytest.raises(ReferenceOutdated, match="broken on the server's disk; add it again"):
         store.thumbnails("part", version)
 
@@ -141,11 +151,12 @@ def test_a_broken_card_is_one_reference_lost_and_no_other(store, broken):
     add(store, "good", made(1))
     version = add(store, "part", made(2))
     (store._names / "part.json").write_bytes(broken)
-    with pytest.raises(ReferenceOutdated):
-        store.card("part")
-    assert [kept.name for kept in store.cards()] == ["good"]
+    assert [(one.name, one.problem) for one in store.cards()] == [
+        ("good", None),
+        ("part", "the reference 'part' is broken on the server's disk; add it again"),
+    ]
     store.name(card("part", version))  # adding it again helps
-    assert store.card("part").version == version
+    assert (store.card("part").version, store.card("part").problem) == (version, None)
 
 
 def test_a_reference_of_an_older_version_is_to_be_added_again(store):
@@ -154,12 +165,80 @@ def test_a_reference_of_an_older_version_is_to_be_added_again(store):
     older = json.loads(path.read_bytes())
     del older["format"]
     path.write_text(json.dumps(older))
-    with pytest.raises(ReferenceOutdated, match="made by another version of LookTwice; add it"):
-        store.card("part")
-    assert store.cards() == []
+    [listed] = store.cards()
+    assert "made by another version of LookTwice; add it again" in listed.problem
+    assert listed.images == 4
+    path.write_text('{"name": "part", "format": 1}')
+    [listed] = store.cards()
+    assert "made by another version of LookTwice; add it again" in listed.problem
+    assert listed.version == ""
     store.name(card("part", version))
-    assert store.card("part").version == version
+    assert (store.card("part").version, store.card("part").problem) == (version, None)
     store.remove("part")
+
+
+def test_a_card_that_knows_no_guaranteed_rate_gets_the_safe_one(store):
+    add(store, "part", made(1))
+    path = store._names / "part.json"
+    older = json.loads(path.read_bytes())
+    del older["guaranteed_rate"]
+    path.write_text(json.dumps(older))
+    assert store.card("part").guaranteed_rate == 2 * older["promised_rate"]
+
+
+def test_what_counts_towards_the_limit_is_listed_and_can_be_removed(store):
+    for name in ("a", "b", "c"):
+        add(store, name, made(1))
+    (store._names / "a.json").write_bytes(b"{")
+    (store._names / "no name.json").write_bytes(b"{}")  # somebody else's
+    with pytest.raises(StoreFull):
+        add(store, "d", made(1))
+    assert [one.name for one in store.cards()] == ["a", "b", "c"]
+    store.remove("a")
+    add(store, "d", made(1))
+    assert [one.name for one in store.cards()] == ["b", "c", "d"]
+
+
+@pytest.mark.parametrize("change", ["name", "remove"])
+def test_another_process_that_cleans_during_a_change_leaves_the_requests_their_version(
+    store, tmp_path, monkeypatch, change
+):
+    version = add(store, "part", made(1))
+    os.utime(store.path(version), (0, 0))
+    step = {"name": "replace", "remove": "unlink"}[change]
+    real = getattr(Path, step)
+
+    def and_another_cleans(path, *args):
+        real(path, *args)
+        monkeypatch.undo()
+        ReferenceStore(tmp_path, 3).clean()
+
+    monkeypatch.setattr(Path, step, and_another_cleans)
+    store.remove("part") if change == "remove" else store.name(card("part", "another"))
+    assert store.path(version).exists()
+
+
+def test_versions_without_a_name_have_a_limit_and_the_oldest_go(tmp_path):
+    store = ReferenceStore(tmp_path, 3, nameless_bytes=25)
+    named = store.keep(b"named" * 9)
+    store.name(card("part", named))
+    versions = [store.keep(bytes([number]) * 10) for number in range(5)]
+    ages = (9999, 500, 400, 300, 100, 0)  # seconds
+    for version, age in zip((named, *versions), ages, strict=True):
+        os.utime(store.path(version), (0, time.time() - age))
+    store.clean()
+    assert [store.path(version).exists() for version in versions] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert store.path(named).exists()
+    for version in (store.keep(b"x" * 10), store.keep(b"y" * 10)):  # too many, and all young
+        assert store.path(version).exists()
+    store.clean()
+    assert len(list(store.path("x").parent.iterdir())) == 5
 
 
 @pytest.mark.parametrize(

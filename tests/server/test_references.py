@@ -3,6 +3,8 @@
 from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from itertools import chain
+from threading import Event
 
 import numpy as np
 import pytest
@@ -69,7 +71,8 @@ def test_a_reference_says_what_it_is_and_what_so_few_pictures_promise(server, pl
     assert plates["images"] == 6
     assert plates["false_alarm_rate"] == 0.05
     assert plates["promised_rate"] == pytest.approx(1 / 7)
-    assert any("14%" in warning for warning in plates["warnings"])
+    assert plates["guaranteed_rate"] == pytest.approx(2 / 7)
+    assert any("14.3% at best (guaranteed: 28.6%)" in warning for warning in plates["warnings"])
     assert get(server, "/plates").data == plates
     assert plates in get(server).data["data"]
 
@@ -191,6 +194,7 @@ def test_extra_good_pictures_set_the_threshold_that_their_number_promises(server
     assert put(server, "calibrated", GOOD[:2], **asked).data["promised_rate"] == 0.1
     made = put(server, "calibrated", GOOD[:2], calibration_images=more).data
     assert (made["promised_rate"], made["images"], made["warnings"]) == (0.05, 2, [])
+    assert made["guaranteed_rate"] == 0.05
     assert inspected(server, SQUARE, reference="calibrated")["verdict"] == "anomalous"
     get(server, "/calibrated", "DELETE")
 
@@ -234,13 +238,30 @@ def test_an_update_under_way_leaves_each_answer_with_one_version(two_processes):
             words = answer["choices"][0]["message"]["content"]
         return picture, inspection["reference"]["version"], round(inspection["score"], 6), words
 
-    with ThreadPoolExecutor(9) as pool:
-        update = pool.submit(put, two_processes, "moving", GOOD[3:])
-        answers = list(pool.map(asked, range(32)))
-        new = update.result().data["version"]
-        answers += pool.map(asked, range(12))
+    begun, updated = Event(), Event()
+
+    def asked_throughout(number: int) -> list[tuple[int, str, float, str]]:
+        """From before the update until behind it, without a pause."""
+        told = []
+        while True:
+            last = updated.is_set()
+            told.append(asked(number + len(told)))
+            begun.set()
+            if last:
+                return told
+
+    with ThreadPoolExecutor(33) as pool:
+        asking = [pool.submit(asked_throughout, number) for number in range(32)]
+        begun.wait(300)
+        try:
+            update = pool.submit(put, two_processes, "moving", GOOD[3:]).result()
+        finally:
+            updated.set()
+        told = [one.result() for one in asking]
+    new = update.data["version"]
+    assert {told_to_one[-1][1] for told_to_one in told} == {new}
+    answers = list(chain(*told))
     assert {version for _, version, _, _ in answers} == {old, new}
-    assert {version for _, version, _, _ in answers[32:]} == {new}
     for number in range(len(pictures)):
         for version in (old, new):
             told = [rest for picture, of, *rest in answers if (picture, of) == (number, version)]
@@ -271,7 +292,8 @@ def test_of_two_puts_of_one_name_at_once_one_stands_whole(two_processes):
 def test_more_pictures_than_the_memory_holds_are_a_507_and_change_nothing(two_processes):
     answer = put(two_processes, "large", GOOD * 4)
     assert answer.status == 507
-    assert "more than 8 MB of memory hold while a reference is made" in answer.error["message"]
+    message = answer.error["message"]
+    assert "more than 8 MB of memory hold while a reference is made (LOOKTWICE_REF" in message
     assert get(two_processes).data["data"] == []
 
 

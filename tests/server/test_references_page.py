@@ -32,7 +32,9 @@ def test_the_commands_of_the_page_tell_the_square_holes_by_their_reference(
     assert "anomalous" in against
     assert any(line.startswith("plates ") for line in listed.splitlines())
     assert shown.startswith("plates, version")
-    assert re.search(r"6 images, \d+ patches\n.*promised 14.3%; threshold -\d", shown)
+    assert re.search(
+        r"6 images, \d+ patches\n.*promised 14.3% \(guaranteed 28.6%\); threshold -\d", shown
+    )
     assert (tmp_path / "plates.png").exists()
     assert removed == "removed plates\n"
 

@@ -152,8 +152,11 @@ def products(words: Wording, known: Sequence[Reference]) -> str:
     """The products that the server knows, as a table."""
     if not known:
         return notice(words("products.none"))
-    names = ("inspect.product", "products.images", "products.promised_rate")
-    lines = [(one.name, str(one.images), percent(one.promised_rate)) for one in known]
+    names = ("inspect.product", "products.images", "products.asked_rate", "products.promised_rate")
+    lines = [
+        (one.name, str(one.images), percent(one.false_alarm_rate), percent(one.promised_rate))
+        for one in known
+    ]
     return table(words("products.known"), [words(name) for name in names], lines)
 
 

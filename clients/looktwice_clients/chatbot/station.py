@@ -206,8 +206,12 @@ class Station:
         except (LookTwiceError, openai.OpenAIError) as error:
             return gr.skip(), self.problem(self.explain(error))
         choices = [(self.words("inspect.no_product"), "")]
-        choices += [(one.name, one.name) for one in known]
-        return gr.Dropdown(choices=choices), fragments.products(self.words, known)
+        usable = [one for one in known if one.problem is None]
+        choices += [(one.name, one.name) for one in usable]
+        problems = (one.problem for one in known if one.problem is not None)
+        told = (self.problem(self.words("products.warning", detail=one)) for one in problems)
+        listed = fragments.products(self.words, usable)
+        return gr.Dropdown(choices=choices), "".join([listed, *told])
 
     async def add(
         self, name: str, pictures: list[str] | None, rate: float, replace: bool
@@ -238,13 +242,11 @@ class Station:
 
     def _added(self, product: Reference) -> str:
         """What the operator should know of a product that was learned."""
-        rate = fragments.percent(product.promised_rate)
-        ready = self.words("products.added", name=product.name, count=product.images, rate=rate)
-        lines = [fragments.notice(ready)]
+        asked, rate = map(fragments.percent, (product.false_alarm_rate, product.promised_rate))
+        said = {"name": product.name, "count": product.images, "asked": asked, "rate": rate}
+        lines = [fragments.notice(self.words("products.added", **said))]
         if product.promised_rate > product.false_alarm_rate:
-            asked = fragments.percent(product.false_alarm_rate)
-            few = self.words("products.promised", rate=rate, asked=asked)
-            lines.append(self.problem(few))
+            lines.append(self.problem(self.words("products.promised", asked=asked)))
         warnings = (self.words("products.warning", detail=one) for one in product.warnings)
         return "".join([*lines, *map(self.problem, warnings)])
 

@@ -20,7 +20,7 @@ from looktwice_clients.chatbot.wording import wording
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.inspector import AsyncInspector
 from tests.clients.chatbot.rows import inspection
-from tests.clients.conftest import WireHandler, encoded, red
+from tests.clients.conftest import WireHandler, encoded, red, reference_of
 
 KIM = SimpleNamespace(request=SimpleNamespace(scope={"owner": "kim", "operator": "Kim"}))
 
@@ -294,14 +294,21 @@ def test_a_product_is_added_warned_of_and_not_replaced_unasked(play, plant, scra
         return first, again, over
 
     first, again, over = play(act)
-    assert "plate is ready: 3 pictures, about 25.0 % of good parts" in first[0]
-    assert "at best 25.0 %: add more for 5.0 %" in first[0]
+    assert "may be flagged: asked 5.0 %; 3 pictures can promise 25.0 %." in first[0]
+    assert "Too few pictures to promise 5.0 %: what is flagged follows an estimate." in first[0]
     assert "Please check: few" in first[0]
     assert ("plate", "plate") in first[1].choices
-    assert "plate" in first[2]
+    assert "<td>3</td><td>5.0 %</td><td>25.0 %</td>" in first[2]
     assert "already" in again[0]
     assert "problem" not in over[0]
     assert plant.references["plate"]["images"] == 30
+
+
+def test_a_product_that_cannot_be_used_is_told_and_not_offered(play, plant):
+    plant.references["old"] = reference_of("old", 4, 0.05) | {"problem": "add 'old' again"}
+    choice, listed = play(lambda s: s.known())
+    assert "old" not in dict(choice.choices)
+    assert "Please check: add &#x27;old&#x27; again" in listed
 
 
 def test_a_history_that_cannot_be_written_is_told_and_the_result_stays(

@@ -110,7 +110,9 @@ def test_a_product_is_learned_from_good_parts_and_compared_with(
         inspect(page, square)
         assert verdict(page) == "normal"
         add_product(page, "punched-plate", good)
-        expect(page.locator("#product-said")).to_contain_text("at best 14.3 %: add more for 5.0 %")
+        expect(page.locator("#product-said")).to_contain_text(
+            "asked 5.0 %; 6 pictures can promise 14.3 %"
+        )
         expect(page.locator("#products table")).to_contain_text("punched-plate")
         page.screenshot(path=pictures / "chatbot-products.png", full_page=True)
 
