@@ -32,7 +32,7 @@ from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import AnomalyExpert, Calibration, ExpertConfig, detail_logit
 from looktwice_adapters.few_shot import normal_scores
 from looktwice_adapters.llm_tower import LlmTower
-from looktwice_adapters.losses import dice_loss, focal_loss, image_loss
+from looktwice_adapters.losses import dice_loss, focal_loss, image_loss, soft_focal_loss
 from looktwice_adapters.synthesis import DEFECTS
 from looktwice_adapters.towers import TimmTower, enriched, lite0_weights
 from looktwice_adapters.train.features import (
@@ -73,6 +73,7 @@ class ExpertTraining:
     feature_dropout: float = 0.2
     class_dropout: float = 0.5  # of the class description
     average: float = 0.985  # of the running average of the weights
+    soft: bool = False  # the map learns the labels themselves, not whether a token is COVERED
     seed: int = 0
 
 
@@ -158,18 +159,31 @@ def expert_loss(expert: AnomalyExpert, batch: Shard, training: ExpertTraining, s
     output = expert(levels, final, batch.crops_per_image)
     significance = output.significance.clamp(EDGE, 1 - EDGE)  # (B, h, w)
     known = ~batch.masks.isnan()
-    truth = (batch.masks[known] > COVERED).float()  # (tokens,)
-    shown = significance[known]
-    both = torch.stack((1 - shown, shown), dim=1)
+    focal, dice = map_losses(significance[known], batch.masks[known], training.soft)
     labels = batch.labels.float()
     peaks = torch.stack([peak(crops) for crops in significance.split(batch.crops_per_image)])
     return (
         image_loss(output.logit, labels)
         + training.peak_weight * image_loss(peaks, labels)
         + training.follow_weight * (output.logit - peaks.detach()).square().mean()
-        + training.focal_weight * focal_loss(both, truth)
-        + training.dice_weight * dice_loss(shown[None], truth[None])
+        + training.focal_weight * focal
+        + training.dice_weight * dice
     )
+
+
+def map_losses(shown: Tensor, covered: Tensor, soft: bool) -> tuple[Tensor, Tensor]:
+    """Focal and dice loss of tokens' significance (tokens,).
+
+    Args:
+        shown: (tokens,) significance in (0, 1).
+        covered: (tokens,) the share of each that a defect covers, or its soft label.
+        soft: whether the label is the target as it is, not whether it is above COVERED.
+    """
+    if soft:
+        return soft_focal_loss(shown, covered), dice_loss(shown[None], covered[None])
+    truth = (covered > COVERED).float()
+    both = torch.stack((1 - shown, shown), dim=1)
+    return focal_loss(both, truth), dice_loss(shown[None], truth[None])
 
 
 def noisy_tokens(
@@ -515,12 +529,21 @@ def expert(
     folders = [out, *(out / f"matching-{number}" for number in range(2, matchings + 1))]
     trained = mean_of(
         [
-            train_expert(lessons, tower, replace(training, seed=seed + i), schedule, folder, resume)
+            train_expert(
+                lessons,
+                tower,
+                replace(training, seed=seed + i, soft=soft_labels),
+                schedule,
+                folder,
+                resume,
+            )
             for i, folder in enumerate(folders)
         ]
     )
     if hold_out:
-        tests = replace(plan, folder=out / "held_out", kinds=hold_out, data=(), seed=seed + 1)
+        tests = replace(
+            plan, folder=out / "held_out", kinds=hold_out, data=(), seed=seed + 1, soft=False
+        )
         unseen = [read_shard(path) for path in make_shards(tests, HELD_OUT_SHARDS, workers)]
         figures = tell_apart(trained, unseen)
         write_json(out / "held_out.json", {"kinds": list(hold_out), **figures})
