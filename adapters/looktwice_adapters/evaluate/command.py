@@ -116,7 +116,8 @@ def evaluate(
     """Measure how well defects are found, located and talked about.
 
     A DATASET_DIR is MVTec AD, VisA, AITEX, ELPV, BTAD, MPDD, BrainMRI, HeadCT or Br35H as it is
-    unpacked, one product of such a set, or your own pictures in MVTec AD's layout:
+    unpacked, one product's folder of MVTec AD, VisA, MPDD or BTAD, or your own pictures in MVTec
+    AD's layout:
     test/good/, test/<defect>/ and, where there are masks, ground_truth/<defect>/NAME_mask.png.
 
     \b
