@@ -30,7 +30,12 @@ from looktwice_adapters.prompt_ensemble import TextTowerError, open_clip_encoder
 from looktwice_adapters.prompt_learner import CHANNELS, PROMPTS
 from looktwice_adapters.questions import ask
 from looktwice_adapters.scenes import PictureLibrary
-from looktwice_adapters.train.expert import CALIBRATION_IMAGES, COVERED, fitted_calibration
+from looktwice_adapters.train.expert import (
+    CALIBRATION_IMAGES,
+    COVERED,
+    check_calibrating,
+    fitted_calibration,
+)
 from looktwice_adapters.train.features import keep_plan
 from looktwice_adapters.train.lessons import Lesson, Towers, make_lessons
 from looktwice_adapters.train.nano_assistant import Assistant
@@ -199,7 +204,8 @@ def train_decoder(
     "--calibrate-on",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A data set on which threshold and scales are fitted; may be given several times.",
+    help="A data set, in any layout that `looktwice evaluate` reads, on whose test pictures "
+    "threshold and scales are fitted; may be given several times.",
 )
 @click.option("--text-tower", default="ViT-B-32", show_default=True, help="open_clip's name of it.")
 @click.option(
@@ -242,6 +248,7 @@ def decoder(
     looktwice serve nano --adapter anomalygpt --decoder DECODER/decoder.safetensors
     """
     refuse_overwriting(out, resume)
+    check_calibrating(calibrate_on)
     training = DecoderTraining(seed=seed)
     try:
         text = text_features(

@@ -7,6 +7,7 @@ average of the weights is what is kept.
 
 import json
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import click
@@ -23,14 +24,13 @@ from looktwice_adapters.checkpoint import file_hash, read_expert
 from looktwice_adapters.datasets import (
     AnyRes,
     Sample,
-    products,
-    read_image,
     read_mask,
-    read_product,
+    read_sample,
 )
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import AnomalyExpert, Calibration, ExpertConfig, detail_logit
 from looktwice_adapters.few_shot import normal_scores
+from looktwice_adapters.layouts import read_dataset
 from looktwice_adapters.llm_tower import LlmTower
 from looktwice_adapters.losses import dice_loss, focal_loss, image_loss, soft_focal_loss
 from looktwice_adapters.synthesis import DEFECTS
@@ -40,8 +40,10 @@ from looktwice_adapters.train.features import (
     Shard,
     ShardPlan,
     frozen_tower,
+    lacking_class,
     make_shards,
     read_shard,
+    real_products,
 )
 from looktwice_adapters.train.hub_format import write_json
 from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
@@ -324,14 +326,14 @@ def fitted_calibration(
     """
     rng = np.random.default_rng(seed)
     drawn = [
-        (root.name, _drawn(read_product(folder, name), limit, rng))
+        (root.name, _drawn(samples, limit, rng))
         for root in folders
-        for name, folder in products(root).items()
+        for samples in read_dataset(root).values()
     ]
     named = [(name, sample) for name, samples in drawn for sample in samples]
     scores, significant, peaks, pixels, covered = [], [], [], [], []
     for _, sample in tqdm(named, desc="calibration", unit="image"):
-        score, significance, whole = detector.raw(read_image(sample.path))
+        score, significance, whole = detector.raw(read_sample(sample))
         scores.append(score)
         significant.append(detail_logit(significance))
         peaks.append(whole.max())
@@ -354,10 +356,44 @@ def fitted_calibration(
     if len(good) < 2:
         return fitted
     looked = [
-        detector.look_alike([read_image(sample.path) for sample in samples])[0]
+        detector.look_alike([read_sample(sample) for sample in samples])[0]
         for samples in tqdm(good, desc="references", unit="product")
     ]
     return replace(fitted, normal_scores=normal_scores(looked))
+
+
+def check_calibrating(folders: tuple[Path, ...]) -> None:
+    """Refuse, before anything is trained, data sets that `fitted_calibration` cannot use.
+
+    Raises:
+        click.UsageError: a folder is no data set, or its test pictures are all of one class.
+    """
+    for root in folders:
+        try:
+            products = read_dataset(root).values()
+        except ValueError as error:
+            raise click.UsageError(f"--calibrate-on {error}") from error
+        test = [sample for samples in products for sample in samples if sample.split == "test"]
+        if lacking := lacking_class(test):
+            raise click.UsageError(f"--calibrate-on {root}: it has no {lacking} test pictures")
+
+
+def check_data(data: tuple[Path, ...], calibrating: tuple[Path, ...]) -> None:
+    """Refuse data sets that cannot train, or that would also calibrate.
+
+    Raises:
+        click.UsageError: as above, or a product lacks a class.
+    """
+    for root, other in product(data, calibrating):
+        one, two = root.resolve(), other.resolve()
+        if one.is_relative_to(two) or two.is_relative_to(one):
+            raise click.UsageError(
+                f"--data {root} trains on its test pictures too: calibrate on another set"
+            )
+    try:
+        real_products(data)
+    except ValueError as error:
+        raise click.UsageError(f"--data {error}") from error
 
 
 def _drawn(samples: list[Sample], limit: int, rng: np.random.Generator) -> list[Sample]:
@@ -438,13 +474,15 @@ def without(folders: tuple[Path, ...], left_out: tuple[str, ...]) -> tuple[Path,
     "--data",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A data set whose pictures may train; may be given several times.",
+    help="A data set, in any layout that `looktwice evaluate` reads, whose pictures, of test too, "
+    "may train; may be given several times.",
 )
 @click.option(
     "--calibrate-on",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A data set on which threshold and scales are fitted; may be given several times.",
+    help="Another data set, on whose test pictures threshold and scales are fitted; may be given "
+    "several times.",
 )
 @click.option(
     "--leave-out",
@@ -519,10 +557,11 @@ def expert(
     kinds = tuple(kind for kind in DEFECTS if kind not in hold_out)
     if not kinds:
         raise click.UsageError("--hold-out leaves no kind of defect to train on")
+    training_on, calibrating = without(data, leave_out), without(calibrate_on, leave_out)
+    check_data(training_on, calibrating)
+    check_calibrating(calibrating)
     tower, training, plan = lookers(model, out / "features", seed)
-    plan = replace(
-        plan, pictures=pictures, data=without(data, leave_out), kinds=kinds, soft=soft_labels
-    )
+    plan = replace(plan, pictures=pictures, data=training_on, kinds=kinds, soft=soft_labels)
     paths = make_shards(plan, shards, workers)
     lessons = [read_shard(path) for path in paths]
     schedule = Schedule(steps, LEARNING_RATE, warmup=50, save_every=50)
@@ -548,7 +587,7 @@ def expert(
         figures = tell_apart(trained, unseen)
         write_json(out / "held_out.json", {"kinds": list(hold_out), **figures})
         click.echo(f"held-out kinds: {json.dumps(figures)}")
-    if calibrating := without(calibrate_on, leave_out):
+    if calibrating:
         detector = Detector(trained, plan.anyres)
         fitted = fitted_calibration(detector, calibrating, CALIBRATION_IMAGES, seed)
         trained.config = replace(trained.config, calibration=fitted)

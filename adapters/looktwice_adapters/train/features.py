@@ -28,11 +28,10 @@ from tqdm import tqdm
 from looktwice_adapters.datasets import (
     AnyRes,
     Sample,
-    products,
-    read_image,
     read_mask,
-    read_product,
+    read_sample,
 )
+from looktwice_adapters.layouts import read_dataset
 from looktwice_adapters.scenes import Picture, PictureLibrary, Scene, draw_scene, texture
 from looktwice_adapters.synthesis import DEFECTS, photograph, put_defect
 from looktwice_adapters.towers import TimmTower, TowerConfig, fold, load_lite0
@@ -143,10 +142,27 @@ def _library(folder: Path | None) -> PictureLibrary:
 
 
 @lru_cache(maxsize=1)
-def _real(folders: tuple[Path, ...]) -> list[list[Sample]]:
-    return [
-        read_product(folder, name) for root in folders for name, folder in products(root).items()
-    ]
+def real_products(folders: tuple[Path, ...]) -> list[list[Sample]]:
+    """The pictures of each product of some data sets, train and test.
+
+    Raises:
+        ValueError: a folder is no data set, or a product has no pairs: it lacks a class.
+    """
+    found = []
+    for root in folders:
+        for name, samples in read_dataset(root).items():
+            if lacking := lacking_class(samples):
+                raise ValueError(f"{root}: {name} has no {lacking} pictures, which pairs need")
+            found.append(samples)
+    return found
+
+
+def lacking_class(samples: list[Sample]) -> str | None:
+    """Which class the samples lack: "normal", "defective", or None."""
+    for anomalous, name in ((False, "normal"), (True, "defective")):
+        if all(sample.anomalous != anomalous for sample in samples):
+            return name
+    return None
 
 
 def draw_real_pair(
@@ -158,7 +174,7 @@ def draw_real_pair(
     for anomalous in (False, True):
         chosen = [sample for sample in samples if sample.anomalous == anomalous]
         sample = chosen[rng.integers(len(chosen))]
-        picture = read_image(sample.path)
+        picture = read_sample(sample)
         mask = read_mask(sample, (picture.shape[0], picture.shape[1]))
         picture = np.rot90(picture[:, ::-1] if mirrored else picture, turns)
         if mask is not None:
@@ -193,7 +209,7 @@ def draw_pair(
 def real_scene(rng: Generator, data: list[list[Sample]]) -> Scene:
     """A normal picture of a data set, and a guess where its part is."""
     normal = [sample for sample in data[rng.integers(len(data))] if not sample.anomalous]
-    picture = read_image(normal[rng.integers(len(normal))].path)
+    picture = read_sample(normal[rng.integers(len(normal))])
     return Scene(picture, part_of(picture), "real")
 
 
@@ -223,7 +239,7 @@ def make_shard(plan: ShardPlan, number: int) -> Path:
     rng = np.random.default_rng([plan.seed, number])
     anyres, library = plan.anyres, _library(plan.pictures)
     tokens, masks, counts = [], [], []
-    data = _real(plan.data)
+    data = real_products(plan.data)
     for _ in range(plan.pairs):
         real = bool(data) and rng.random() < plan.real
         pairs: Iterator[tuple[Picture, Cover | None]] = (
