@@ -39,7 +39,7 @@ from looktwice_adapters.train.expert import (
 from looktwice_adapters.train.features import keep_plan
 from looktwice_adapters.train.lessons import Lesson, Towers, make_lessons
 from looktwice_adapters.train.nano_assistant import Assistant
-from looktwice_adapters.train.pictures import open_library
+from looktwice_adapters.train.pictures import index_hash, open_library
 from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
 from looktwice_adapters.train.sequences import PictureSlots, Sequence, SequenceWriter
 from looktwice_adapters.train.tokenizer import kept_tokenizer
@@ -258,7 +258,11 @@ def decoder(
         llava = LlavaOnevisionForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
         library = PictureLibrary() if pictures is None else open_library(pictures)
         expert = file_hash(expert_file(model))
-        made_of = {"expert": expert, "pictures": pictures and str(pictures.resolve())}
+        made_of = {
+            "expert": expert,
+            "pictures": pictures and str(pictures.resolve()),
+            "library": pictures and index_hash(pictures),
+        }
         keep_plan(out / "lessons", made_of)
     except ModuleNotFoundError as error:
         raise click.UsageError("pip install 'looktwice[clip]' brings the text tower") from error

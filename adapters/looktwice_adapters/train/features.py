@@ -35,7 +35,7 @@ from looktwice_adapters.layouts import read_dataset
 from looktwice_adapters.scenes import Picture, PictureLibrary, Scene, draw_scene, texture
 from looktwice_adapters.synthesis import DEFECTS, photograph, put_defect
 from looktwice_adapters.towers import TimmTower, TowerConfig, fold, load_lite0
-from looktwice_adapters.train.pictures import open_library, part_of
+from looktwice_adapters.train.pictures import index_hash, open_library, part_of
 
 TOWER = TowerConfig(
     name="tf_efficientnet_lite0",
@@ -69,9 +69,10 @@ class ShardPlan:
     grid: int = TOWER.grid  # tokens a side of a crop
 
     def record(self) -> dict[str, Any]:
-        """What the shards depend on, as JSON."""
+        """What the shards depend on, as JSON; the library must be sorted already."""
         return {
             "pictures": self.pictures and str(self.pictures.resolve()),
+            "library": self.pictures and index_hash(self.pictures),
             "data": [str(folder.resolve()) for folder in self.data],
             "real": self.real,
             "kinds": list(self.kinds),
@@ -277,9 +278,9 @@ def make_shards(plan: ShardPlan, count: int, workers: int) -> list[Path]:
     Raises:
         ValueError: the folder holds shards of another plan.
     """
-    keep_plan(plan.folder, plan.record())
     if plan.pictures is not None:
         open_library(plan.pictures)  # sorts the pictures once, before the processes start
+    keep_plan(plan.folder, plan.record())
     paths = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(make_shard, plan, number) for number in range(count)]
@@ -291,6 +292,8 @@ def make_shards(plan: ShardPlan, count: int, workers: int) -> list[Path]:
 def keep_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Write down, in the folder, what its files are made of.
 
+    What an older plan does not say is taken to be the same.
+
     Raises:
         ValueError: it holds files that were made of something else.
     """
@@ -298,7 +301,7 @@ def keep_plan(folder: Path, plan: dict[str, Any]) -> None:
     path = folder / "plan.json"
     if path.exists():
         kept = json.loads(path.read_text())
-        if changed := [name for name, value in plan.items() if kept.get(name) != value]:
+        if changed := [name for name, value in plan.items() if kept.get(name, value) != value]:
             raise ValueError(
                 f"{folder} holds {folder.name} made with another {', '.join(changed)}; "
                 "choose another --out"
