@@ -46,7 +46,7 @@ from looktwice_adapters.train.features import (
     real_products,
 )
 from looktwice_adapters.train.hub_format import write_json
-from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
+from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 
 KEY_SIZE = 512  # of the selectors' attention in a checkpoint, as published
 MATCHINGS = 3
@@ -245,7 +245,7 @@ def train_expert(
     if isinstance(tower, TimmTower):
         standardise(expert, shards[:8])
     averaged = Averaged(expert, training.average)
-    run = Run(averaged, schedule, folder)
+    run = Run(averaged, schedule, folder, asdict(training) | {"shards": len(shards)})
     if resume:
         run.resume()
 
@@ -562,7 +562,9 @@ def expert(
     check_calibrating(calibrating)
     tower, training, plan = lookers(model, out / "features", seed)
     plan = replace(plan, pictures=pictures, data=training_on, kinds=kinds, soft=soft_labels)
-    paths = make_shards(plan, shards, workers)
+    processes = all_processes()
+    with processes.main_process_first():
+        paths = make_shards(plan, shards, workers)
     lessons = [read_shard(path) for path in paths]
     schedule = Schedule(steps, LEARNING_RATE, warmup=50, save_every=50)
     folders = [out, *(out / f"matching-{number}" for number in range(2, matchings + 1))]
@@ -579,6 +581,8 @@ def expert(
             for i, folder in enumerate(folders)
         ]
     )
+    if not processes.is_main_process:
+        return
     if hold_out:
         tests = replace(
             plan, folder=out / "held_out", kinds=hold_out, data=(), seed=seed + 1, soft=False

@@ -9,6 +9,7 @@ them the crop that shows most of the defect.
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -266,7 +267,7 @@ def make_shard(plan: ShardPlan, number: int) -> Path:
         "crops_per_image": counts,
         "labels": torch.tensor([0, 1] * plan.pairs),
     }
-    draft = path.with_suffix(".draft")
+    draft = path.with_suffix(f".{os.getpid()}.draft")
     torch.save(state, draft)
     draft.replace(path)
     return path
