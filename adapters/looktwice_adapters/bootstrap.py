@@ -27,7 +27,7 @@ def draw(
     labels: Labels,
     figures: Callable[[NDArray[np.int64]], Mapping[str, float | None]],
     draws: int = DRAWS,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> Draws:
     """Compute `figures` of pictures drawn with replacement, class by class.
 

@@ -73,7 +73,8 @@ def calibrate(
         sets: (images,) the name of each picture's data set.
         peaks: (images,) highest value of each picture's stitched map, before calibration.
         pixels: (pixels,) values of stitched maps, of normal and of masked pictures.
-        covered: (pixels,) whether the mask covers them.
+        covered: (pixels,) whether the mask covers them; of one class alone (no masks), the map
+            keeps its scale.
 
     Returns:
         The map's bias is such that, sets and classes weighted alike, its peak reaches 0.5 in as
@@ -83,9 +84,10 @@ def calibrate(
     values = np.stack((logits(scores), significant.double().numpy()), axis=1)
     (score_scale, peak_scale), score_bias = platt(values, labels, weights)
     truth = covered.numpy().astype(np.bool_)
-    (map_scale,), _ = platt(
-        logits(pixels)[:, None], truth, balanced_weights(truth, np.full(len(truth), "pixels"))
-    )
+    map_scale = Calibration().map_scale
+    if 0 < truth.sum() < len(truth):
+        of_pixels = balanced_weights(truth, np.full(len(truth), "pixels"))
+        (map_scale,), _ = platt(logits(pixels)[:, None], truth, of_pixels)
     judged = score_scale * values[:, 0] + peak_scale * values[:, 1] + score_bias
     share = float(np.average(judged >= 0, weights=weights))
     order = np.argsort(logits(peaks))

@@ -121,8 +121,9 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> NDArray[np.bool_] | None
 def _one_mask(
     path: Path, box: tuple[int, int, int, int] | None, size: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    mask = Image.fromarray(read_image(path)[..., 0]).crop(box)
-    # Any value counts: VisA's masks hold small numbers, one for each kind of defect.
+    # Any colour but black counts: VisA's masks hold small numbers, one for each kind of defect,
+    # and a palette may show them as any colour.
+    mask = Image.fromarray(read_image(path).max(-1)).crop(box)
     return np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST)) > 0
 
 

@@ -224,7 +224,9 @@ def messages(dialogue: Dialogue) -> list[dict[str, str]]:
 def to_llava(dialogue: Dialogue, identifier: str, images: Sequence[str]) -> dict[str, Any]:
     """A conversation in LLaVA's JSON: one record with `image` paths and `conversations`.
 
-    Facts sentences are left out: training puts the expert's own behind each picture.
+    `facts` has verdict and places of each picture, of which training makes the facts sentence: what
+    is said agrees with it. It is null for a defect whose place nobody knows: an inspection always
+    has one, and no sentence without a place is ever served.
 
     Raises:
         ValueError: there is not one path for each picture.
@@ -235,4 +237,15 @@ def to_llava(dialogue: Dialogue, identifier: str, images: Sequence[str]) -> dict
     for turn in dialogue.turns:
         said += [("human", "<image>\n" * len(turn.pictures) + turn.question), ("gpt", turn.reply)]
     conversations = [{"from": who, "value": what} for who, what in said]
-    return {"id": identifier, "image": list(images), "conversations": conversations}
+    facts = [
+        None
+        if facts.verdict == "anomalous" and not facts.positions
+        else {"verdict": facts.verdict, "positions": list(facts.positions)}
+        for facts in dialogue.pictures
+    ]
+    return {
+        "id": identifier,
+        "image": list(images),
+        "conversations": conversations,
+        "facts": facts,
+    }

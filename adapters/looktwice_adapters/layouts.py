@@ -55,10 +55,13 @@ def _mvtec(root: Path) -> Products | None:
 
 
 def _visa(root: Path) -> Products | None:
-    """VisA: `split_csv/1cls.csv` says of each picture product, split, label and mask."""
-    table = root / "split_csv" / "1cls.csv"
+    """VisA, or a product's folder in it: `split_csv/1cls.csv` says of each picture product, split,
+    label and mask.
+    """
+    table, above = root / "split_csv" / "1cls.csv", root.resolve().parent
     if not table.is_file():
-        return None
+        whole = _visa(above) if (above / "split_csv" / "1cls.csv").is_file() else None
+        return {name: s for name, s in (whole or {}).items() if name == root.resolve().name} or None
     found: Products = {}
     for row in _rows(table, ("object", "split", "label", "image", "mask")):
         normal = row["label"] == "normal"
@@ -88,7 +91,7 @@ def _aitex(root: Path) -> Products | None:
 def _aitex_defects(root: Path) -> Iterator[Sample]:
     for path in pictures_in(root / "Defect_images"):
         masks = tuple(pictures_in(root / "Mask_images", f"{path.stem}_mask*"))
-        covered = [read_image(mask)[..., 0] > 0 for mask in masks]
+        covered = [read_image(mask).max(-1) > 0 for mask in masks]
         code = path.stem.split("_")[1] if path.stem.count("_") == 2 else "defect"
         for left, top, right, bottom in _tiles(path):
             if any(mask[top:bottom, left:right].any() for mask in covered):

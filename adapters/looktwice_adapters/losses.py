@@ -23,6 +23,20 @@ def focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0) -> Tenso
     return (-((1 - given) ** gamma) * given.log()).mean()
 
 
+def soft_focal_loss(probability: Tensor, label: Tensor, gamma: float = 2.0) -> Tensor:
+    """Mean of |label - p|^gamma times the cross-entropy: `focal_loss` for labels between 0 and 1.
+
+    The quality focal loss (Li et al., 2020), lowest where p is the label.
+
+    Args:
+        probability: (...) of the class that the label is about.
+        label: (...) in [0, 1].
+        gamma: how much easy places are ignored.
+    """
+    entropy = torch.nn.functional.binary_cross_entropy(probability, label, reduction="none")
+    return ((label - probability).abs() ** gamma * entropy).mean()
+
+
 def dice_loss(probability: Tensor, mask: Tensor, smooth: float = 1.0) -> Tensor:
     """One minus the mean overlap 2 |p m| / (|p| + |m|) over the batch.
 

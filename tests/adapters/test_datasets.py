@@ -67,3 +67,13 @@ def test_a_folder_is_read_with_labels_and_masks(folder):
 def test_a_folder_without_test_pictures_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is no data set"):
         products(tmp_path)
+
+
+def test_every_colour_of_a_mask_but_black_counts(folder):
+    pixels = np.zeros((20, 40), np.uint8)
+    pixels[5:10, 10:20], pixels[12:14, 0:4] = 1, 2
+    painted = Image.fromarray(pixels, "P")
+    painted.putpalette([0, 0, 0, 0, 128, 0, 0, 0, 200])  # black, green, blue
+    painted.save(folder / "cup" / "ground_truth" / "hole" / "0_mask.png")
+    mask = read_mask(read_product(folder / "cup")[3], (20, 40))
+    assert np.array_equal(mask, pixels > 0)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from looktwice_adapters.datasets import read_mask, read_sample
+from looktwice_adapters.datasets import Sample, read_mask, read_sample
 from looktwice_adapters.evaluate.baselines import BaselineError
 from looktwice_adapters.evaluate.judge import Judgement, ReferencesError
+from looktwice_adapters.evaluate.product import Case, measure
 from looktwice_adapters.evaluate.report import write_html
 from looktwice_adapters.evaluate.results import Report, Row, table, write_csv
 from looktwice_adapters.evaluate.run import baseline_row, judge_row, read_products
@@ -83,6 +84,31 @@ def test_a_constant_detector_gets_50(cups):
     assert metrics.image_auroc == metrics.pixel_auroc == metrics.verdict_accuracy == 0.5
     assert metrics.aupro == pytest.approx(0.15)  # the diagonal's
     assert metrics.intervals["image_auroc"] == (0.5, 0.5)
+
+
+def test_products_are_drawn_independently_and_judges_alike():
+    def cases(product):
+        return [
+            Case(Sample(Path("x.png"), product, "test", kind), score, None, None, None)
+            for kind, scores in (
+                ("good", np.linspace(0, 0.7, 20)),
+                ("dent", np.linspace(0.3, 1, 20)),
+            )
+            for score in scores
+        ]
+
+    left, again, right = (_figures_drawn(cases(name)) for name in ("left", "left", "right"))
+    assert np.array_equal(left, again)
+    assert abs(np.corrcoef(left, right)[0, 1]) < 0.3
+    assert np.std((left + right) / 2) < 0.85 * np.std(left)
+
+
+def _figures_drawn(cases):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "looktwice_adapters.evaluate.product.trivial_statistics", lambda _: {"x": 0.0}
+        )
+        return measure(cases, 200).draws["image_auroc"]
 
 
 def test_a_random_detector_gets_about_50_and_its_interval_says_so(many_cups):

@@ -70,6 +70,7 @@ def test_answers_are_asked_in_words_and_counted(cups, capsys):
     assert len(asked) == 10
     assert question_in(asked[0]) == "Is there a defect in this picture?"
     assert all(body["temperature"] == 0 and len(pictures_in(body)) == 1 for body in asked)
+    assert all("inspection" not in body for body in asked)
 
 
 def test_shots_are_put_on_the_server_used_and_taken_away_again(cups, capsys):
@@ -83,6 +84,15 @@ def test_shots_are_put_on_the_server_used_and_taken_away_again(cups, capsys):
     ]
     assert len(server.bodies("/v1/references/evaluate-cup")[0]["images"]) == 2
     assert {b["reference"] for b in server.bodies("/v1/inspections")} == {"evaluate-cup"}
+
+
+def test_with_shots_the_question_too_is_asked_against_the_reference(cups, capsys):
+    with scripted_server(looktwice) as server:
+        code, printed = evaluate(capsys, cups, "--url", server.url, "--shots", 2, "--answers")
+    assert code == 0, printed.err
+    asked = server.bodies("/v1/chat/completions")
+    assert [body["inspection"] for body in asked] == [{"reference": "evaluate-cup"}] * 10
+    assert server.requests[-1][0] == "DELETE"  # after the last question
 
 
 def test_references_are_taken_away_when_the_evaluation_fails(cups, capsys):
@@ -293,3 +303,13 @@ def test_an_answer_names_an_option_by_letter_or_words(said, letter):
     from looktwice_adapters.evaluate.multiple_choice import chosen_letter
 
     assert chosen_letter(said, LETTERS) == letter
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [("An anomaly? Yes, and no doubt.", "A"), ("I cannot see it: yes or no", "A"), ("Oh no", "B")],
+)
+def test_options_are_found_as_words_and_not_inside_others(said, letter):
+    from looktwice_adapters.evaluate.multiple_choice import chosen_letter
+
+    assert chosen_letter(said, {"A": "Yes.", "B": "No."}) == letter

@@ -82,6 +82,18 @@ def test_what_is_written_goes_through_the_door_of_training(tmp_path):
         assert min(picture.size) >= 100
     assert "Inspection: " not in first
     assert len(json.loads(first)) == 13
+    by_picture = {one.pictures[0].parent.name: one for one in conversations if one.facts}
+    assert by_picture["good"].facts == ("Inspection: normal, no regions.\n",)
+    assert by_picture["square"].facts[0].startswith("Inspection: anomalous, 1 region: ")
+
+
+def test_a_defect_that_nobody_marked_has_no_facts_to_tell(tmp_path):
+    unmarked = write_set(tmp_path / "unmarked", masks=False)
+    options = ["--count", "0", "--data", str(unmarked), "--out", str(tmp_path / "out")]
+    assert looktwice(["train", "dialogue", *options]) == 0
+    conversations = read_conversations(tmp_path / "out" / "conversations.json")
+    told = {one.facts for one in conversations if one.pictures[0].parent.name == "square"}
+    assert told == {("",)}
 
 
 def test_nothing_to_talk_about_is_refused(tmp_path, capsys):

@@ -70,6 +70,9 @@ def test_visa_follows_its_split_file_and_any_mask_value_counts(tmp_path):
     ]
     [anomalous] = [sample for sample in found["candle"] if sample.anomalous]
     assert read_mask(anomalous, (16, 24)).all()
+    assert read_dataset(tmp_path / "candle") == found
+    with pytest.raises(ValueError, match="no known data set layout"):
+        read_dataset(table.parent)
 
 
 def test_aitex_strips_become_tiles_labelled_by_their_masks(tmp_path):

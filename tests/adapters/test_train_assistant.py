@@ -96,6 +96,8 @@ def test_llavas_json_is_read_with_its_pictures_and_without_its_marks(file):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
+        ({"facts": []}, "1 pictures, but 0 `facts`"),
+        ({"facts": [{"verdict": "normal"}]}, "`facts` without verdict and positions"),
         ({"image": "c.png"}, "record 0 .*no picture at .*c.png"),
         ({"image": ["a.png", "b.png"]}, "2 pictures, but 1 times <image>"),
         ({"conversations": "none"}, "no list `conversations`"),
@@ -200,6 +202,21 @@ def test_the_facts_are_told_in_the_asked_share_of_conversations(file):
         for i in range(12)
     ]
     assert 2 <= sum(told) <= 10
+
+
+def test_the_facts_told_are_those_that_the_answers_agree_with(file):
+    records = json.loads(file.read_text())
+    records[0]["facts"] = [{"verdict": "anomalous", "positions": ["top left", "right"]}]
+    records[1]["facts"] = [{"verdict": "normal", "positions": []}, None]
+    file.write_text(json.dumps(records))
+    stage = Stage2(facts_share=1.0)
+    _, sight, processor = trained_parts(stage)
+    one, two = read_conversations(file)
+    examples = Examples([one, two], sight, processor, stage)
+    first, second = (tokenizer_text(processor, examples.example(each)) for each in (one, two))
+    assert first.count("Inspection: ") == second.count("Inspection: ") == 1
+    assert "Inspection: anomalous, 2 regions: top left, right.\n" in first
+    assert "Inspection: normal, no regions.\n" in second
 
 
 @pytest.mark.parametrize("rank", [0, 4])

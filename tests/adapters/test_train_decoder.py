@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch.nn.functional import normalize
 from transformers import LlavaOnevisionForConditionalGeneration
 
@@ -185,8 +186,10 @@ def test_the_command_writes_a_decoder_that_fits_its_checkpoint(tmp_path, monkeyp
 )
 def test_what_cannot_train_is_said_in_one_line(tmp_path, flags, says):
     (tmp_path / "config.json").write_text("{}")
-    keep_plan(tmp_path / "lessons", {"pictures": None})
-    (tmp_path / "library.txt").write_text("textures\tx.png\n")
+    keep_plan(tmp_path / "lessons", {"expert": "0123", "pictures": None})
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (130, 130, 3), np.uint8)).save(
+        tmp_path / "x.png"
+    )
     flags = [flag.format(tmp=tmp_path) for flag in flags]
     arguments = ["--model", str(NANO), "--out", str(tmp_path), *flags]
     result = CliRunner().invoke(training.decoder, arguments)

@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,15 @@ from looktwice_adapters.datasets import AnyRes
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import ExpertConfig
 from looktwice_adapters.towers import TimmTower, fold, lite0_weights, rarity
-from looktwice_adapters.train.expert import ExpertTraining, save_expert, train_expert
+from looktwice_adapters.train.expert import (
+    ExpertTraining,
+    batch_at,
+    expert_loss,
+    map_losses,
+    new_expert,
+    save_expert,
+    train_expert,
+)
 from looktwice_adapters.train.features import (
     TOWER,
     ShardPlan,
@@ -128,6 +137,33 @@ def test_training_tells_the_pictures_it_saw_apart(shards, weights, tmp_path):
         output = expert(*tokens, shards[0].crops_per_image)
     covered = shards[0].masks > 0.5
     assert output.significance[covered].mean() > 1.5 * output.significance[~covered].mean()
+
+
+def test_a_soft_label_is_learnt_as_it_is_and_a_hard_one_as_yes_or_no():
+    label = torch.full((4,), 0.6)
+    shown = torch.linspace(0.05, 0.95, 19)
+    soft, hard = (
+        [float(map_losses(p.expand(4), label, soft)[0]) for p in shown] for soft in (True, False)
+    )
+    assert float(shown[np.argmin(soft)]) == pytest.approx(0.6)
+    assert np.argmin(hard) == len(shown) - 1
+    faint = torch.full((4,), 0.1)  # below COVERED, and yet something
+    _, dice = map_losses(torch.full((4,), 0.3), faint, True)
+    assert float(dice) == pytest.approx(1 - (2 * 4 * 0.03 + 1) / (4 * 0.4 + 1))
+    sure = torch.tensor([0.0, 1.0, 1.0])
+    given = torch.tensor([0.2, 0.7, 0.4])
+    torch.testing.assert_close(map_losses(given, sure, True), map_losses(given, sure, False))
+
+
+def test_soft_labels_reach_the_loss_of_a_step(shards, weights):
+    expert = new_expert(TRAINING, frozen_tower(weights))
+    batch = batch_at(0, shards, TRAINING)
+    faint = replace(batch, masks=0.2 * batch.masks)  # nowhere above COVERED
+    nothing = replace(batch, masks=torch.zeros_like(batch.masks))
+    for soft in (True, False):
+        training = replace(TRAINING, soft=soft)
+        losses = [expert_loss(expert, seen, training, 0).item() for seen in (faint, nothing)]
+        assert (losses[0] != losses[1]) is soft
 
 
 def test_a_saved_expert_judges_as_before(shards, weights, tmp_path):

@@ -1,6 +1,7 @@
 """`looktwice train expert`: what trains, what is left out, what is held out, what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -64,16 +65,70 @@ def train(out, *options):
 
 
 def test_a_set_that_is_left_out_neither_trains_nor_calibrates(sets, tmp_path, small_shards, capsys):
-    both = [word for folder in sets for word in ("--data", folder, "--calibrate-on", folder)]
-    assert train(tmp_path / "all", *both) == 1
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("looktwice: ")
+    plates, broken = sets
+    third = write_set(tmp_path / "third")
+    options = [
+        "--data",
+        plates,
+        "--data",
+        broken,
+        "--calibrate-on",
+        broken,
+        "--calibrate-on",
+        third,
+    ]
+    assert train(tmp_path / "all", *options, "--leave-out", "plates") == 2
+    assert "calibrate on another set" in capsys.readouterr().err
 
-    assert train(tmp_path / "no-broken", *both, "--leave-out", "broken") == 0
+    assert train(tmp_path / "no-broken", *options, "--leave-out", "broken") == 0
     record = json.loads((tmp_path / "no-broken" / "training.json").read_text())
-    assert record["data"] == record["calibrated_on"] == [str(sets[0])]
+    assert record["data"] == [str(plates)]
+    assert record["calibrated_on"] == [str(third)]
     assert record["left_out"] == ["broken"]
     section = json.loads((tmp_path / "no-broken" / "expert.json").read_text())
     assert section["calibration"]["map_scale"] != 1.0
+
+
+def test_a_set_without_masks_calibrates_the_score_and_keeps_the_maps_scale(tmp_path, small_shards):
+    unmarked = write_set(tmp_path / "unmarked", masks=False)
+    assert train(tmp_path / "out", "--calibrate-on", unmarked) == 0
+    fitted = json.loads((tmp_path / "out" / "expert.json").read_text())["calibration"]
+    assert fitted["map_scale"] == 1.0
+    assert fitted["map_bias"] != 0.0
+    assert fitted["score_scale"] != 1.0
+
+
+def test_what_cannot_train_or_calibrate_is_refused_before_training(sets, tmp_path, capsys):
+    plates = sets[0]
+    good = write_set(tmp_path / "even")
+    shutil.rmtree(good / "test" / "square")
+    family = tmp_path / "family"
+    shutil.copytree(plates, family / "cup")
+    shutil.copytree(good, family / "lid")
+    for options, complaint in (
+        (["--data", plates, "--calibrate-on", plates], "trains on its test pictures too"),
+        (["--data", family, "--calibrate-on", family / "cup"], "trains on its test pictures too"),
+        (["--data", family], f"{family}: lid has no defective pictures"),
+        (["--calibrate-on", good], f"{good}: it has no defective test pictures"),
+        (["--calibrate-on", tmp_path / "even" / "train"], "no known data set layout"),
+    ):
+        assert train(tmp_path / "out", *options) == 2
+        said = capsys.readouterr().err
+        assert complaint in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_sets_of_every_layout_train_and_calibrate(tmp_path, small_shards):
+    rng = np.random.default_rng(0)
+    for root in ("heads", "chests"):
+        for kind in ("yes", "no"):
+            (tmp_path / root / kind).mkdir(parents=True)
+            for number in range(3):
+                picture = rng.integers(0, 256, (64, 64), np.uint8)
+                Image.fromarray(picture).save(tmp_path / root / kind / f"{number}.png")
+    options = ["--data", tmp_path / "heads", "--calibrate-on", tmp_path / "chests"]
+    assert train(tmp_path / "out", *options) == 0
 
 
 def test_held_out_kinds_never_train_and_are_judged(tmp_path, small_shards):

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import click
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from looktwice_adapters.train.run import Run, Schedule, TrainingError, refuse_overwriting
@@ -101,11 +104,102 @@ def test_another_models_checkpoint_is_not_resumed(tmp_path):
         Run(Line(), SCHEDULE, tmp_path).resume()
 
 
+def test_a_run_with_other_options_is_not_resumed_and_they_are_named(tmp_path):
+    Run(Line(), SCHEDULE, tmp_path, {"seed": 0, "data": "a"}).train(inputs_at, "line")
+    Run(Line(), replace(SCHEDULE, save_every=1), tmp_path, {"seed": 0, "data": "a"}).resume()
+    longer = Run(Line(), replace(SCHEDULE, steps=9), tmp_path, {"seed": 1, "data": "a"})
+    with pytest.raises(TrainingError, match=r"other options \(seed, steps\): --resume"):
+        longer.resume()
+    slower = Run(Line(), replace(SCHEDULE, accumulate=2), tmp_path, {"seed": 0, "data": "a"})
+    with pytest.raises(TrainingError, match=r"other options \(batches a step\)"):
+        slower.resume()
+
+
+def test_before_the_first_step_the_schedule_may_change_and_nothing_else(tmp_path):
+    Run(Line(), replace(SCHEDULE, steps=0), tmp_path, {"seed": 0}).train(inputs_at, "line")
+    Run(Line(), SCHEDULE, tmp_path, {"seed": 0}).resume()
+    with pytest.raises(TrainingError, match=r"other options \(seed\)"):
+        Run(Line(), SCHEDULE, tmp_path, {"seed": 1}).resume()
+
+
+def test_a_checkpoint_from_before_that_tells_no_options_is_resumed(tmp_path):
+    Run(Line(), SCHEDULE, tmp_path).train(inputs_at, "line")
+    path = tmp_path / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({name: state[name] for name in ("model", "optimizer", "step")}, path)
+    run = Run(Line(), replace(SCHEDULE, steps=9), tmp_path, {"seed": 1})
+    run.resume()
+    assert run.step == 8
+
+
 def test_a_finished_folder_is_not_overwritten(tmp_path):
     Run(Line(), SCHEDULE, tmp_path).save()
     refuse_overwriting(tmp_path, resume=True)
     with pytest.raises(click.UsageError, match="--resume"):
         refuse_overwriting(tmp_path, resume=False)
+
+
+def in_two_processes(script, *arguments):
+    """What two processes of a script print."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    path = os.pathsep.join((".", os.environ.get("PYTHONPATH", "")))
+    done = subprocess.run(
+        [*launch, "--nproc-per-node=2", str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+EXPERT = """
+import sys
+from dataclasses import replace
+from looktwice_adapters.train import expert as module
+
+make = module.make_shards
+
+def few(plan, count, workers):
+    print("found", len(list(plan.folder.glob("shard-*"))), flush=True)
+    return make(replace(plan, pairs=2), count, 1)
+
+if __name__ == "__main__":
+    module.make_shards = few
+    options = ["--shards", "1", "--steps", "1", "--matchings", "1", "--out", sys.argv[1]]
+    module.expert(options, standalone_mode=False)
+"""
+TOWER = """
+import sys
+from looktwice_adapters.train import tower as module
+
+training = module.TowerTraining(layers=2, hidden_size=48, heads=1, taps=(1, 1, 2), batch=2)
+module.TowerTraining = lambda seed: training
+options = ["--pictures", sys.argv[2], "--steps", "1", "--out", sys.argv[1]]
+module.tower(options, standalone_mode=False)
+"""
+
+
+def test_the_first_of_two_processes_makes_the_experts_data_and_writes_the_results(tmp_path):
+    (tmp_path / "two.py").write_text(EXPERT)
+    said = in_two_processes(tmp_path / "two.py", tmp_path / "out")
+    assert [line for line in said if line.startswith("found")] == ["found 0", "found 1"]
+    assert sum("expert.safetensors: expert" in line for line in said) == 1
+    assert sorted(p.name for p in (tmp_path / "out" / "features").iterdir()) == [
+        "plan.json",
+        "shard-0000.pt",
+    ]
+
+
+def test_the_first_of_two_processes_writes_the_tower(tmp_path):
+    (tmp_path / "two.py").write_text(TOWER)
+    pixels = np.random.default_rng(0).integers(0, 256, (130, 130, 3), np.uint8)
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "pictures" / "noise.png")
+    said = in_two_processes(tmp_path / "two.py", tmp_path / "out", tmp_path / "pictures")
+    assert sum("tower.safetensors" in line for line in said) == 1
 
 
 def test_two_processes_share_the_batches_and_end_like_one(tmp_path):
@@ -121,16 +215,7 @@ def test_two_processes_share_the_batches_and_end_like_one(tmp_path):
         "ended = Path(sys.argv[1]).parent / f'ended-{of.process_index}'\n"
         "ended.write_text(f'{of.num_processes} {line.weight.item()}')\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launch, "--nproc-per-node=2", str(script), str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    in_two_processes(script, tmp_path / "run")
     ended = [path.read_text().split() for path in sorted(tmp_path.glob("ended-*"))]
     one = Line()
     Run(one, Schedule(3, 0.1, warmup=1, accumulate=2), tmp_path / "one").train(inputs_at, "line")

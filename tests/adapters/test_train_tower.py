@@ -1,6 +1,7 @@
 """Distilling the LLM's tower: it learns its teacher's features, and resumes to the same end."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from looktwice_clients.cli import run as looktwice
 def small(monkeypatch):
     """A student of two layers, steps of two views, a checkpoint after every step."""
     training = TowerTraining(layers=2, hidden_size=48, heads=1, taps=(1, 1, 2), batch=2)
-    monkeypatch.setattr(module, "TowerTraining", lambda: training)
+    monkeypatch.setattr(module, "TowerTraining", lambda seed: replace(training, seed=seed))
     monkeypatch.setattr(
         module, "Schedule", lambda steps: Schedule(steps, warmup=1, save_every=1, log_every=1)
     )
@@ -55,6 +56,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(small, pictures, teacher, tmp
         assert torch.equal(value, again.state_dict()[name]), name
     losses = [json.loads(line)["loss"] for line in (tmp_path / "parts" / "log.jsonl").open()]
     assert len(losses) == 3
+
+
+def test_another_seed_gives_another_tower(small, pictures, teacher, tmp_path):
+    first = train_tower(pictures, teacher, tmp_path / "0", 1, False)
+    other = train_tower(pictures, teacher, tmp_path / "1", 1, False, seed=1)
+    weights = (tower.state_dict()["encoder.layers.0.mlp.fc1.weight"] for tower in (first, other))
+    assert not torch.equal(*weights)
+    kept = torch.load(tmp_path / "1" / "checkpoint.pt", weights_only=True)["settings"]
+    assert (kept["seed"], kept["pictures"]) == (1, 4)
 
 
 def test_the_command_takes_the_packaged_teacher_and_writes_a_siglip_tower(

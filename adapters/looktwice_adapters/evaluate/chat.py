@@ -97,6 +97,8 @@ class Chat:
         )
         return answered.choices[0]
 
-    def ask(self, question: str, pictures: Sequence[Sample] = (), earlier: Turns = ()) -> str:
+    def ask(
+        self, question: str, pictures: Sequence[Sample] = (), earlier: Turns = (), **options: Any
+    ) -> str:
         """The words of `complete`'s answer."""
-        return self.complete(question, pictures, earlier).message.content or ""
+        return self.complete(question, pictures, earlier, **options).message.content or ""

@@ -116,7 +116,8 @@ def evaluate(
     """Measure how well defects are found, located and talked about.
 
     A DATASET_DIR is MVTec AD, VisA, AITEX, ELPV, BTAD, MPDD, BrainMRI, HeadCT or Br35H as it is
-    unpacked, one product of such a set, or your own pictures in MVTec AD's layout:
+    unpacked, one product's folder of MVTec AD, VisA, MPDD or BTAD, or your own pictures in MVTec
+    AD's layout:
     test/good/, test/<defect>/ and, where there are masks, ground_truth/<defect>/NAME_mask.png.
 
     \b
@@ -145,6 +146,7 @@ def evaluate(
     from looktwice_adapters.evaluate import run
     from looktwice_adapters.evaluate.chat import Chat, one_line
     from looktwice_adapters.evaluate.results import Report, table, write_csv
+    from looktwice_adapters.evaluate.server import ServerJudge
 
     ours, others, reasoning, said = None, [], {}, {}
     settings: dict[str, Any] = {
@@ -154,8 +156,10 @@ def evaluate(
     try:
         if datasets:
             products = run.read_products(datasets, shots, limit, seed)
-            ask = run.yes_or_no(url, question) if url and answers else None
             judge = _our_judge(model, decoder, url)
+            ask = None
+            if url and answers and isinstance(judge, ServerJudge):
+                ask = run.yes_or_no(url, question, judge)
             ours = run.judge_row(judge, products, draws, ask)
             settings["expert"] = judge.expert
             others = [run.baseline_row(spec, seed, products, draws) for spec in baselines]

@@ -110,10 +110,11 @@ def chosen_letter(said: str, options: dict[str, str]) -> str | None:
         return letter[1].upper()
     words = {key: _plain(text) for key, text in options.items()}
     plain = _plain(said)
-    named = [key for key, text in words.items() if re.search(rf"\b{re.escape(text)}\b", plain)]
-    if named:
+    found = {key: re.search(rf"\b{re.escape(text)}\b", plain) for key, text in words.items()}
+    places = {key: match.start() for key, match in found.items() if match}
+    if places:
         # The first that is named; of two at one place the longer, "top left" before "top".
-        return min(named, key=lambda key: (plain.index(words[key]), -len(words[key])))
+        return min(places, key=lambda key: (places[key], -len(words[key])))
     spoken = set(plain.split())
     shares = {key: len(spoken & set(t.split())) / len(t.split()) for key, t in words.items() if t}
     best = [key for key, share in shares.items() if share == max(shares.values()) > 0]

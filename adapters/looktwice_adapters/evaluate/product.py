@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -115,16 +116,21 @@ def _case(judge: Judge, sample: Sample, ask: Callable[[Sample], Asked] | None) -
 
 
 def measure(cases: Sequence[Case], draws: int = 1000, seed: int = 0) -> ProductResult:
-    """Every figure that the cases of one product give, with its bootstrap intervals."""
+    """Every figure that the cases of one product give, with its bootstrap intervals.
+
+    Pictures are drawn by seed and the product's name: alike for every judge, so that judges can be
+    compared draw by draw, and unlike for products, whose draws must be independent in the mean.
+    """
+    seeds = [seed, crc32(cases[0].sample.product.encode())]
     labels = np.array([case.sample.anomalous for case in cases])
     figures = _image_figures(cases)
     everybody = np.arange(len(cases))
-    drawn = draw(labels, figures, draws, seed)
+    drawn = draw(labels, figures, draws, seeds)
     masks, maps, has_map = _pixels(cases)
     pixels = pixel_metrics(masks, maps)
     if pixels["pixel_auroc"] is not None:
         curves = PixelCurves.of(masks, maps)
-        drawn |= draw(labels[has_map], curves.figures, draws, seed)
+        drawn |= draw(labels[has_map], curves.figures, draws, seeds)
     statistics = [trivial_statistics(case.sample) for case in cases]
     metrics = Metrics(
         **figures(everybody),  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from looktwice_adapters.evaluate.reasoning import (
     reasoning_figures,
 )
 from looktwice_adapters.evaluate.results import Row
+from looktwice_adapters.evaluate.server import ServerJudge
 from looktwice_adapters.layouts import read_dataset
 from looktwice_adapters.train.agreement import said_yes
 
@@ -87,12 +88,18 @@ def baseline_row(spec: str, seed: int, products: Products, draws: int) -> Row:
         return Row(spec, problem=one_line(error))
 
 
-def yes_or_no(url: str, question: str) -> Callable[[Sample], Asked]:
-    """A function that asks the server about a picture, yes meaning a defect."""
+def yes_or_no(url: str, question: str, judge: ServerJudge) -> Callable[[Sample], Asked]:
+    """A function that asks the server about a picture, yes meaning a defect.
+
+    The picture is inspected against the references with which the judge inspects it just then.
+    """
     chat = Chat(url)
 
     def ask(sample: Sample) -> Asked:
-        words = chat.ask(question, [sample])
+        options: dict[str, Any] = {}
+        if judge.reference:
+            options["extra_body"] = {"inspection": {"reference": judge.reference}}
+        words = chat.ask(question, [sample], **options)
         return words, said_yes(words)
 
     return ask

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
+from zlib import crc32
 
 import click
 import numpy as np
 import torch
-from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -31,7 +32,7 @@ from looktwice_adapters.checkpoint import file_hash, load_expert
 from looktwice_adapters.train.conversations import Conversation, read_conversations
 from looktwice_adapters.train.frozen_sight import FrozenSight, Sight, read_section
 from looktwice_adapters.train.hub_format import hub_state_dict, write_json, write_weights
-from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
+from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 from looktwice_adapters.train.sequences import IGNORED, padded
 from looktwice_adapters.train.served_prompt import served_prompt
 from looktwice_adapters.train.tokenizer import phrase_token_ids
@@ -183,10 +184,15 @@ class Examples:
         return ([self.example(self._at(first + i), first + i) for i in range(self.stage.batch)],)
 
     def example(self, conversation: Conversation, draw: int = 0) -> Example:
-        """One conversation with its pictures; `draw` chooses whether the facts are told."""
+        """One conversation with its pictures; `draw` chooses whether the facts are told.
+
+        Facts are those that the answers agree with, where the conversation brings them.
+        """
         told = Random(f"{self.stage.seed} facts {draw}").random() < self.stage.facts_share
         sights = [self.sight.read(path) for path in conversation.pictures]
-        facts = [sight.facts if told else "" for sight in sights]
+        facts = [""] * len(sights)
+        if told:
+            facts = list(conversation.facts or (sight.facts for sight in sights))
         ids, labels = served_prompt(self.tokenizer, self.template, conversation, facts)
         return Example(ids, labels, sights)
 
@@ -206,6 +212,15 @@ def load_assistant(
     return model, Assistant(model, phrase_token_ids(processor.tokenizer), stage), processor
 
 
+def settings_of(folder: Path, conversations: list[Conversation], stage: Stage2) -> dict[str, Any]:
+    """What a run's steps depend on, beside its schedule."""
+    settings = asdict(stage)
+    del settings["checkpointing"]  # more time, the same weights
+    said = [[*(message.text for message in one.messages), one.facts] for one in conversations]
+    checksum = crc32(repr(said).encode())
+    return settings | {"model": folder.resolve().name, "conversations": checksum}
+
+
 def train_assistant(
     folder: Path,
     expert: Path | None,
@@ -218,7 +233,7 @@ def train_assistant(
     """Train on conversations and give the whole model, adapters merged."""
     model, assistant, processor = load_assistant(folder, stage)
     judge = load_expert(*read_section(folder, expert))
-    run = Run(assistant, schedule, out)
+    run = Run(assistant, schedule, out, settings_of(folder, conversations, stage))
     sight = FrozenSight(model, processor.image_processor, judge, run.accelerator.device)
     if resume:
         run.resume()
@@ -352,7 +367,7 @@ def assistant(
     read_section(model, expert)  # refuse before anything large is read
     read = read_conversations(conversations, images)
     stage = Stage2(batch, lora, facts_share, context, checkpointing, seed)
-    processes = Accelerator()
+    processes = all_processes()
     together = batch * accumulate * processes.num_processes
     count = steps or max(1, round(epochs * len(read) / together))
     rate = learning_rate or (1e-4 if lora else 1e-5)

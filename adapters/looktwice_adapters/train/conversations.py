@@ -4,13 +4,17 @@ The one door for Anomaly-Instruct-125k, for what `looktwice train dialogue` writ
 own files: `[{"id", "image": path or [paths], "conversations": [{"from": "human"|"gpt"|"system",
 "value": text}]}]`, or one such object a line (.jsonl). An <image> in a human's text marks a
 picture; the server puts a message's pictures before its text, so only their number matters.
+`facts` is ours, and optional: of each picture {"verdict", "positions"} that the answers agree with,
+or null where no facts are to be told.
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from looktwice_adapters.facts import Verdict, facts_sentence
 
 Role = Literal["system", "user", "assistant"]
 ROLES: dict[str, Role] = {
@@ -42,6 +46,7 @@ class Conversation:
 
     name: str
     messages: tuple[Message, ...]
+    facts: tuple[str, ...] | None = None  # each picture's sentence, or ""; None: the expert's own
 
     @property
     def pictures(self) -> tuple[Path, ...]:
@@ -81,14 +86,14 @@ def _conversation(record: Any, where: str, folder: Path) -> Conversation:
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
         raise ConversationError(f"{where} has no list `conversations`")
     paths = record.get("image") or []
-    queue = [folder / name for name in ([paths] if isinstance(paths, str) else paths)]
-    if missing := [path for path in queue if not path.is_file()]:
+    pictures = [folder / name for name in ([paths] if isinstance(paths, str) else paths)]
+    if missing := [path for path in pictures if not path.is_file()]:
         raise ConversationError(f"{where}: no picture at {missing[0]}")
     parts = [_said(part, where) for part in record["conversations"]]
     marked = sum(text.count(IMAGE) for _, text in parts)
-    if marked not in (0, len(queue)):
-        raise ConversationError(f"{where} has {len(queue)} pictures, but {marked} times {IMAGE}")
-    messages = []
+    if marked not in (0, len(pictures)):
+        raise ConversationError(f"{where} has {len(pictures)} pictures, but {marked} times {IMAGE}")
+    messages, queue = [], list(pictures)
     for role, text in parts:
         if role != "user" and IMAGE in text:
             raise ConversationError(f"{where}: only a human's message can carry {IMAGE}")
@@ -100,7 +105,21 @@ def _conversation(record: Any, where: str, folder: Path) -> Conversation:
     _check_turns([message.role for message in messages], where)
     if silent := [m for m in messages if m.role == "assistant" and not m.text]:
         raise ConversationError(f"{where} has {len(silent)} empty answers")
-    return Conversation(str(record.get("id", where)), tuple(messages))
+    facts = _facts(record.get("facts"), len(pictures), where)
+    return Conversation(str(record.get("id", where)), tuple(messages), facts)
+
+
+def _facts(entries: Any, pictures: int, where: str) -> tuple[str, ...] | None:
+    if entries is None:
+        return None
+    try:
+        if len(entries) != pictures:
+            raise ConversationError(f"{where} has {pictures} pictures, but {len(entries)} `facts`")
+        if unknown := {e["verdict"] for e in entries if e} - set(get_args(Verdict)):
+            raise ConversationError(f"{where} has `facts` with the verdict {unknown.pop()!r}")
+        return tuple(facts_sentence(e["verdict"], e["positions"]) if e else "" for e in entries)
+    except (KeyError, TypeError) as error:
+        raise ConversationError(f"{where} has `facts` without verdict and positions") from error
 
 
 def _said(part: Any, where: str) -> tuple[Role, str]:

@@ -6,7 +6,7 @@ for without the facts sentence, so that the prompt embeddings are all that tells
 """
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -30,12 +30,17 @@ from looktwice_adapters.prompt_ensemble import TextTowerError, open_clip_encoder
 from looktwice_adapters.prompt_learner import CHANNELS, PROMPTS
 from looktwice_adapters.questions import ask
 from looktwice_adapters.scenes import PictureLibrary
-from looktwice_adapters.train.expert import CALIBRATION_IMAGES, COVERED, fitted_calibration
+from looktwice_adapters.train.expert import (
+    CALIBRATION_IMAGES,
+    COVERED,
+    check_calibrating,
+    fitted_calibration,
+)
 from looktwice_adapters.train.features import keep_plan
 from looktwice_adapters.train.lessons import Lesson, Towers, make_lessons
 from looktwice_adapters.train.nano_assistant import Assistant
-from looktwice_adapters.train.pictures import open_library
-from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
+from looktwice_adapters.train.pictures import index_hash, open_library
+from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 from looktwice_adapters.train.sequences import PictureSlots, Sequence, SequenceWriter
 from looktwice_adapters.train.tokenizer import kept_tokenizer
 
@@ -165,7 +170,8 @@ def train_decoder(
     resume: bool = False,
 ) -> AnomalyGPT:
     """Train on lessons; what comes back judges and is trained no more."""
-    run = Run(pupil, schedule, folder)
+    settings = asdict(training) | {"lessons": len(lessons), "text": pupil.parts.config.text_tower}
+    run = Run(pupil, schedule, folder, settings)
     if resume:
         run.resume()
 
@@ -199,7 +205,8 @@ def train_decoder(
     "--calibrate-on",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A data set on which threshold and scales are fitted; may be given several times.",
+    help="A data set, in any layout that `looktwice evaluate` reads, on whose test pictures "
+    "threshold and scales are fitted; may be given several times.",
 )
 @click.option("--text-tower", default="ViT-B-32", show_default=True, help="open_clip's name of it.")
 @click.option(
@@ -242,17 +249,23 @@ def decoder(
     looktwice serve nano --adapter anomalygpt --decoder DECODER/decoder.safetensors
     """
     refuse_overwriting(out, resume)
-    training = DecoderTraining(seed=seed)
+    check_calibrating(calibrate_on)
+    training, processes = DecoderTraining(seed=seed), all_processes()
     try:
         text = text_features(
             open_clip_encoder(text_tower, None if text_weights == "untrained" else text_weights)
         )
         detector = Detector.from_folder(model)
         llava = LlavaOnevisionForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
-        library = PictureLibrary() if pictures is None else open_library(pictures)
         expert = file_hash(expert_file(model))
-        made_of = {"expert": expert, "pictures": pictures and str(pictures.resolve())}
-        keep_plan(out / "lessons", made_of)
+        with processes.main_process_first():
+            library = PictureLibrary() if pictures is None else open_library(pictures)
+            made_of = {
+                "expert": expert,
+                "pictures": pictures and str(pictures.resolve()),
+                "library": pictures and index_hash(pictures),
+            }
+            keep_plan(out / "lessons", made_of)
     except ModuleNotFoundError as error:
         raise click.UsageError("pip install 'looktwice[clip]' brings the text tower") from error
     except TextTowerError as error:
@@ -262,7 +275,8 @@ def decoder(
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error).partition("\n")[0]) from error
     towers = Towers(detector, llava.eval())
-    lessons = make_lessons(towers, library, out / "lessons", pairs, seed)
+    with processes.main_process_first():
+        lessons = make_lessons(towers, library, out / "lessons", pairs, seed)
     torch.manual_seed(seed)
     config = AnomalyGPTConfig(
         detector.expert.config.level_sizes,
@@ -275,6 +289,8 @@ def decoder(
     pupil = Pupil(AnomalyGPT(config, text), towers, SequenceWriter(kept_tokenizer(model)))
     schedule = Schedule(steps, LEARNING_RATE, warmup=steps // 10, save_every=50)
     parts = train_decoder(pupil, lessons, training, schedule, out, resume)
+    if not processes.is_main_process:
+        return
     if calibrate_on:
         fitted = fitted_calibration(
             replace(detector, decoder=parts), calibrate_on, CALIBRATION_IMAGES, seed

@@ -7,6 +7,7 @@ average of the weights is what is kept.
 
 import json
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import click
@@ -23,16 +24,15 @@ from looktwice_adapters.checkpoint import file_hash, read_expert
 from looktwice_adapters.datasets import (
     AnyRes,
     Sample,
-    products,
-    read_image,
     read_mask,
-    read_product,
+    read_sample,
 )
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import AnomalyExpert, Calibration, ExpertConfig, detail_logit
 from looktwice_adapters.few_shot import normal_scores
+from looktwice_adapters.layouts import read_dataset
 from looktwice_adapters.llm_tower import LlmTower
-from looktwice_adapters.losses import dice_loss, focal_loss, image_loss
+from looktwice_adapters.losses import dice_loss, focal_loss, image_loss, soft_focal_loss
 from looktwice_adapters.synthesis import DEFECTS
 from looktwice_adapters.towers import TimmTower, enriched, lite0_weights
 from looktwice_adapters.train.features import (
@@ -40,11 +40,13 @@ from looktwice_adapters.train.features import (
     Shard,
     ShardPlan,
     frozen_tower,
+    lacking_class,
     make_shards,
     read_shard,
+    real_products,
 )
 from looktwice_adapters.train.hub_format import write_json
-from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
+from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 
 KEY_SIZE = 512  # of the selectors' attention in a checkpoint, as published
 MATCHINGS = 3
@@ -73,6 +75,7 @@ class ExpertTraining:
     feature_dropout: float = 0.2
     class_dropout: float = 0.5  # of the class description
     average: float = 0.985  # of the running average of the weights
+    soft: bool = False  # the map learns the labels themselves, not whether a token is COVERED
     seed: int = 0
 
 
@@ -158,18 +161,31 @@ def expert_loss(expert: AnomalyExpert, batch: Shard, training: ExpertTraining, s
     output = expert(levels, final, batch.crops_per_image)
     significance = output.significance.clamp(EDGE, 1 - EDGE)  # (B, h, w)
     known = ~batch.masks.isnan()
-    truth = (batch.masks[known] > COVERED).float()  # (tokens,)
-    shown = significance[known]
-    both = torch.stack((1 - shown, shown), dim=1)
+    focal, dice = map_losses(significance[known], batch.masks[known], training.soft)
     labels = batch.labels.float()
     peaks = torch.stack([peak(crops) for crops in significance.split(batch.crops_per_image)])
     return (
         image_loss(output.logit, labels)
         + training.peak_weight * image_loss(peaks, labels)
         + training.follow_weight * (output.logit - peaks.detach()).square().mean()
-        + training.focal_weight * focal_loss(both, truth)
-        + training.dice_weight * dice_loss(shown[None], truth[None])
+        + training.focal_weight * focal
+        + training.dice_weight * dice
     )
+
+
+def map_losses(shown: Tensor, covered: Tensor, soft: bool) -> tuple[Tensor, Tensor]:
+    """Focal and dice loss of tokens' significance (tokens,).
+
+    Args:
+        shown: (tokens,) significance in (0, 1).
+        covered: (tokens,) the share of each that a defect covers, or its soft label.
+        soft: whether the label is the target as it is, not whether it is above COVERED.
+    """
+    if soft:
+        return soft_focal_loss(shown, covered), dice_loss(shown[None], covered[None])
+    truth = (covered > COVERED).float()
+    both = torch.stack((1 - shown, shown), dim=1)
+    return focal_loss(both, truth), dice_loss(shown[None], truth[None])
 
 
 def noisy_tokens(
@@ -229,7 +245,7 @@ def train_expert(
     if isinstance(tower, TimmTower):
         standardise(expert, shards[:8])
     averaged = Averaged(expert, training.average)
-    run = Run(averaged, schedule, folder)
+    run = Run(averaged, schedule, folder, asdict(training) | {"shards": len(shards)})
     if resume:
         run.resume()
 
@@ -310,14 +326,14 @@ def fitted_calibration(
     """
     rng = np.random.default_rng(seed)
     drawn = [
-        (root.name, _drawn(read_product(folder, name), limit, rng))
+        (root.name, _drawn(samples, limit, rng))
         for root in folders
-        for name, folder in products(root).items()
+        for samples in read_dataset(root).values()
     ]
     named = [(name, sample) for name, samples in drawn for sample in samples]
     scores, significant, peaks, pixels, covered = [], [], [], [], []
     for _, sample in tqdm(named, desc="calibration", unit="image"):
-        score, significance, whole = detector.raw(read_image(sample.path))
+        score, significance, whole = detector.raw(read_sample(sample))
         scores.append(score)
         significant.append(detail_logit(significance))
         peaks.append(whole.max())
@@ -340,10 +356,44 @@ def fitted_calibration(
     if len(good) < 2:
         return fitted
     looked = [
-        detector.look_alike([read_image(sample.path) for sample in samples])[0]
+        detector.look_alike([read_sample(sample) for sample in samples])[0]
         for samples in tqdm(good, desc="references", unit="product")
     ]
     return replace(fitted, normal_scores=normal_scores(looked))
+
+
+def check_calibrating(folders: tuple[Path, ...]) -> None:
+    """Refuse, before anything is trained, data sets that `fitted_calibration` cannot use.
+
+    Raises:
+        click.UsageError: a folder is no data set, or its test pictures are all of one class.
+    """
+    for root in folders:
+        try:
+            products = read_dataset(root).values()
+        except ValueError as error:
+            raise click.UsageError(f"--calibrate-on {error}") from error
+        test = [sample for samples in products for sample in samples if sample.split == "test"]
+        if lacking := lacking_class(test):
+            raise click.UsageError(f"--calibrate-on {root}: it has no {lacking} test pictures")
+
+
+def check_data(data: tuple[Path, ...], calibrating: tuple[Path, ...]) -> None:
+    """Refuse data sets that cannot train, or that would also calibrate.
+
+    Raises:
+        click.UsageError: as above, or a product lacks a class.
+    """
+    for root, other in product(data, calibrating):
+        one, two = root.resolve(), other.resolve()
+        if one.is_relative_to(two) or two.is_relative_to(one):
+            raise click.UsageError(
+                f"--data {root} trains on its test pictures too: calibrate on another set"
+            )
+    try:
+        real_products(data)
+    except ValueError as error:
+        raise click.UsageError(f"--data {error}") from error
 
 
 def _drawn(samples: list[Sample], limit: int, rng: np.random.Generator) -> list[Sample]:
@@ -424,13 +474,15 @@ def without(folders: tuple[Path, ...], left_out: tuple[str, ...]) -> tuple[Path,
     "--data",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A data set whose pictures may train; may be given several times.",
+    help="A data set, in any layout that `looktwice evaluate` reads, whose pictures, of test too, "
+    "may train; may be given several times.",
 )
 @click.option(
     "--calibrate-on",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A data set on which threshold and scales are fitted; may be given several times.",
+    help="Another data set, on whose test pictures threshold and scales are fitted; may be given "
+    "several times.",
 )
 @click.option(
     "--leave-out",
@@ -505,27 +557,41 @@ def expert(
     kinds = tuple(kind for kind in DEFECTS if kind not in hold_out)
     if not kinds:
         raise click.UsageError("--hold-out leaves no kind of defect to train on")
+    training_on, calibrating = without(data, leave_out), without(calibrate_on, leave_out)
+    check_data(training_on, calibrating)
+    check_calibrating(calibrating)
     tower, training, plan = lookers(model, out / "features", seed)
-    plan = replace(
-        plan, pictures=pictures, data=without(data, leave_out), kinds=kinds, soft=soft_labels
-    )
-    paths = make_shards(plan, shards, workers)
+    plan = replace(plan, pictures=pictures, data=training_on, kinds=kinds, soft=soft_labels)
+    processes = all_processes()
+    with processes.main_process_first():
+        paths = make_shards(plan, shards, workers)
     lessons = [read_shard(path) for path in paths]
     schedule = Schedule(steps, LEARNING_RATE, warmup=50, save_every=50)
     folders = [out, *(out / f"matching-{number}" for number in range(2, matchings + 1))]
     trained = mean_of(
         [
-            train_expert(lessons, tower, replace(training, seed=seed + i), schedule, folder, resume)
+            train_expert(
+                lessons,
+                tower,
+                replace(training, seed=seed + i, soft=soft_labels),
+                schedule,
+                folder,
+                resume,
+            )
             for i, folder in enumerate(folders)
         ]
     )
+    if not processes.is_main_process:
+        return
     if hold_out:
-        tests = replace(plan, folder=out / "held_out", kinds=hold_out, data=(), seed=seed + 1)
+        tests = replace(
+            plan, folder=out / "held_out", kinds=hold_out, data=(), seed=seed + 1, soft=False
+        )
         unseen = [read_shard(path) for path in make_shards(tests, HELD_OUT_SHARDS, workers)]
         figures = tell_apart(trained, unseen)
         write_json(out / "held_out.json", {"kinds": list(hold_out), **figures})
         click.echo(f"held-out kinds: {json.dumps(figures)}")
-    if calibrating := without(calibrate_on, leave_out):
+    if calibrating:
         detector = Detector(trained, plan.anyres)
         fitted = fitted_calibration(detector, calibrating, CALIBRATION_IMAGES, seed)
         trained.config = replace(trained.config, calibration=fitted)

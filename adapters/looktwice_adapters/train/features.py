@@ -9,6 +9,7 @@ them the crop that shows most of the defect.
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -28,15 +29,14 @@ from tqdm import tqdm
 from looktwice_adapters.datasets import (
     AnyRes,
     Sample,
-    products,
-    read_image,
     read_mask,
-    read_product,
+    read_sample,
 )
+from looktwice_adapters.layouts import read_dataset
 from looktwice_adapters.scenes import Picture, PictureLibrary, Scene, draw_scene, texture
 from looktwice_adapters.synthesis import DEFECTS, photograph, put_defect
 from looktwice_adapters.towers import TimmTower, TowerConfig, fold, load_lite0
-from looktwice_adapters.train.pictures import open_library, part_of
+from looktwice_adapters.train.pictures import index_hash, open_library, part_of
 
 TOWER = TowerConfig(
     name="tf_efficientnet_lite0",
@@ -70,9 +70,10 @@ class ShardPlan:
     grid: int = TOWER.grid  # tokens a side of a crop
 
     def record(self) -> dict[str, Any]:
-        """What the shards depend on, as JSON."""
+        """What the shards depend on, as JSON; the library must be sorted already."""
         return {
             "pictures": self.pictures and str(self.pictures.resolve()),
+            "library": self.pictures and index_hash(self.pictures),
             "data": [str(folder.resolve()) for folder in self.data],
             "real": self.real,
             "kinds": list(self.kinds),
@@ -143,10 +144,27 @@ def _library(folder: Path | None) -> PictureLibrary:
 
 
 @lru_cache(maxsize=1)
-def _real(folders: tuple[Path, ...]) -> list[list[Sample]]:
-    return [
-        read_product(folder, name) for root in folders for name, folder in products(root).items()
-    ]
+def real_products(folders: tuple[Path, ...]) -> list[list[Sample]]:
+    """The pictures of each product of some data sets, train and test.
+
+    Raises:
+        ValueError: a folder is no data set, or a product has no pairs: it lacks a class.
+    """
+    found = []
+    for root in folders:
+        for name, samples in read_dataset(root).items():
+            if lacking := lacking_class(samples):
+                raise ValueError(f"{root}: {name} has no {lacking} pictures, which pairs need")
+            found.append(samples)
+    return found
+
+
+def lacking_class(samples: list[Sample]) -> str | None:
+    """Which class the samples lack: "normal", "defective", or None."""
+    for anomalous, name in ((False, "normal"), (True, "defective")):
+        if all(sample.anomalous != anomalous for sample in samples):
+            return name
+    return None
 
 
 def draw_real_pair(
@@ -158,7 +176,7 @@ def draw_real_pair(
     for anomalous in (False, True):
         chosen = [sample for sample in samples if sample.anomalous == anomalous]
         sample = chosen[rng.integers(len(chosen))]
-        picture = read_image(sample.path)
+        picture = read_sample(sample)
         mask = read_mask(sample, (picture.shape[0], picture.shape[1]))
         picture = np.rot90(picture[:, ::-1] if mirrored else picture, turns)
         if mask is not None:
@@ -193,7 +211,7 @@ def draw_pair(
 def real_scene(rng: Generator, data: list[list[Sample]]) -> Scene:
     """A normal picture of a data set, and a guess where its part is."""
     normal = [sample for sample in data[rng.integers(len(data))] if not sample.anomalous]
-    picture = read_image(normal[rng.integers(len(normal))].path)
+    picture = read_sample(normal[rng.integers(len(normal))])
     return Scene(picture, part_of(picture), "real")
 
 
@@ -223,7 +241,7 @@ def make_shard(plan: ShardPlan, number: int) -> Path:
     rng = np.random.default_rng([plan.seed, number])
     anyres, library = plan.anyres, _library(plan.pictures)
     tokens, masks, counts = [], [], []
-    data = _real(plan.data)
+    data = real_products(plan.data)
     for _ in range(plan.pairs):
         real = bool(data) and rng.random() < plan.real
         pairs: Iterator[tuple[Picture, Cover | None]] = (
@@ -249,7 +267,7 @@ def make_shard(plan: ShardPlan, number: int) -> Path:
         "crops_per_image": counts,
         "labels": torch.tensor([0, 1] * plan.pairs),
     }
-    draft = path.with_suffix(".draft")
+    draft = path.with_suffix(f".{os.getpid()}.draft")
     torch.save(state, draft)
     draft.replace(path)
     return path
@@ -261,9 +279,9 @@ def make_shards(plan: ShardPlan, count: int, workers: int) -> list[Path]:
     Raises:
         ValueError: the folder holds shards of another plan.
     """
-    keep_plan(plan.folder, plan.record())
     if plan.pictures is not None:
         open_library(plan.pictures)  # sorts the pictures once, before the processes start
+    keep_plan(plan.folder, plan.record())
     paths = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(make_shard, plan, number) for number in range(count)]
@@ -275,6 +293,8 @@ def make_shards(plan: ShardPlan, count: int, workers: int) -> list[Path]:
 def keep_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Write down, in the folder, what its files are made of.
 
+    What an older plan does not say is taken to be the same.
+
     Raises:
         ValueError: it holds files that were made of something else.
     """
@@ -282,7 +302,7 @@ def keep_plan(folder: Path, plan: dict[str, Any]) -> None:
     path = folder / "plan.json"
     if path.exists():
         kept = json.loads(path.read_text())
-        if changed := [name for name, value in plan.items() if kept.get(name) != value]:
+        if changed := [name for name, value in plan.items() if kept.get(name, value) != value]:
             raise ValueError(
                 f"{folder} holds {folder.name} made with another {', '.join(changed)}; "
                 "choose another --out"

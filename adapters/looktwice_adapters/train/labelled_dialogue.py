@@ -2,7 +2,8 @@
 
 What an answer says (verdict, count, 3x3 place, kind, extent, product) is computed from the label
 and the mask of a picture, made up here or out of a data set (AnomalyGPT's question and answer
-content). The facts sentence is not written: whoever trains or serves puts the expert's there.
+content). Verdict and places are written beside it, for the facts sentence that training tells: the
+expert's own, which may be wrong about a picture, would contradict the answer.
 """
 
 import json

@@ -5,6 +5,7 @@ learner the language model's image tokens, and at which of the 3x3 places the de
 depends on the seed and its number alone.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def make_lessons(
                 for _ in range(PAIRS)
                 for picture, mask in draw_pair(rng, library, [], tuple(DEFECTS))
             ]
-            draft = path.with_suffix(".draft")
+            draft = path.with_suffix(f".{os.getpid()}.draft")
             torch.save([vars(lesson) for lesson in drawn], draft)
             draft.replace(path)
         lessons += [Lesson(**values) for values in torch.load(path, weights_only=True)]

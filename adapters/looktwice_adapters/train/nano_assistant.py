@@ -6,10 +6,12 @@ the facts, in the layout that the server serves; one conversation in five has no
 """
 
 import json
+import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -34,7 +36,13 @@ from looktwice_adapters.train.hub_format import (
     write_json,
 )
 from looktwice_adapters.train.looks import Layout, Look, crop_maps, layout, take_looks
-from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
+from looktwice_adapters.train.run import (
+    Run,
+    Schedule,
+    TrainingError,
+    all_processes,
+    refuse_overwriting,
+)
 from looktwice_adapters.train.sequences import (
     IGNORED,
     PictureSlots,
@@ -45,6 +53,7 @@ from looktwice_adapters.train.sequences import (
 from looktwice_adapters.train.tokenizer import kept_tokenizer, save_tokenizer
 from looktwice_adapters.train.tower import read_pictures
 
+LOOKS = "looks.pt"
 KEY_SIZE = 512  # of the selector's attention, as published
 SERIES = 0.7  # share of long series of short pictures in the first stage
 FIRST_WORD = 4.0  # weight of a reply's first token, in which the question is understood
@@ -248,7 +257,7 @@ def train_assistant(
     resume: bool,
 ) -> None:
     """Run one stage in its own folder, or go on with it."""
-    run = Run(assistant, schedule, folder)
+    run = Run(assistant, schedule, folder, asdict(batches.training))
     if resume:
         run.resume()
 
@@ -283,6 +292,7 @@ def train_assistant(
 @click.option("--text-steps", default=4000, show_default=True, help="Steps on text alone.")
 @click.option("--picture-steps", default=1000, show_default=True, help="Steps on real pictures.")
 @click.option("--looks", default=600, show_default=True, help="Pictures of the second stage.")
+@click.option("--seed", default=0, show_default=True, help="Of fresh weights, words and looks.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoints in --out.")
 def nano_assistant(
     tower: Path | None,
@@ -292,6 +302,7 @@ def nano_assistant(
     text_steps: int,
     picture_steps: int,
     looks: int,
+    seed: int,
     resume: bool,
 ) -> None:
     """Train nano's language model from nothing, on made-up conversations about inspections.
@@ -299,9 +310,14 @@ def nano_assistant(
     For a checkpoint that can talk already: `looktwice train assistant`.
     """
     refuse_overwriting(out / "text", resume)
+    looks_of = {"pictures": str(pictures.resolve()), "looks": looks, "seed": seed}
+    if (out / LOOKS).exists():
+        read_looks(out / LOOKS, looks_of)  # refuse before anything is trained
+    processes = all_processes()
     if start_from is not None:
         model, tokenizer = read_checkpoint(start_from)
-        save_tokenizer(tokenizer, out / "tokenizer")
+        if processes.is_main_process:
+            save_tokenizer(tokenizer, out / "tokenizer")
         student, rate = Assistant(model), FURTHER
         selector = read_expert(start_from / "expert.safetensors")
         student.load_state_dict(
@@ -309,8 +325,9 @@ def nano_assistant(
             strict=False,
         )
     elif tower is not None:
-        tokenizer = kept_tokenizer(out / "tokenizer")
-        torch.manual_seed(0)
+        with processes.main_process_first():
+            tokenizer = kept_tokenizer(out / "tokenizer")
+        torch.manual_seed(seed)
         model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
         model.model.vision_tower.load_state_dict(load_file(tower / "tower.safetensors"))
         student, rate = Assistant(model), 1.0
@@ -319,16 +336,19 @@ def nano_assistant(
     writer = SequenceWriter(tokenizer)
     student.llm_q_former.requires_grad_(False)  # text has nothing to select from
     text = text_sequences(writer, len(student.image_newline))
-    batches = Batches(text, AssistantTraining())
+    batches = Batches(text, AssistantTraining(seed=seed))
     train_assistant(student, batches, Schedule(text_steps, rate * 2e-3), out / "text", resume)
 
     # It lies in the expert's file, by whose hash stored references are known: no new one for it.
     student.llm_q_former.requires_grad_(start_from is None)
-    seen = kept_looks(model, pictures, looks, out / "looks.pt")
+    with processes.main_process_first():
+        seen = kept_looks(model, pictures, looks_of, out / LOOKS)
     make = picture_sequences(writer, seen, json.dumps(PINPOINTS))
-    batches = Batches(make, AssistantTraining(batch=6))  # long sequences
+    batches = Batches(make, AssistantTraining(batch=6, seed=seed))  # long sequences
     schedule = Schedule(picture_steps, rate * 7e-4, warmup=30)
     train_assistant(student, batches, schedule, out / "pictures", resume)
+    if not processes.is_main_process:
+        return
     weights = {name: value.contiguous() for name, value in student.state_dict().items()}
     save_file(weights, out / "assistant.safetensors")
     figures = {
@@ -359,13 +379,43 @@ def replier(
 def kept_looks(
     model: LlavaOnevisionForConditionalGeneration,
     pictures: Path,
-    count: int,
+    made_of: dict[str, Any],
     path: Path,
 ) -> list[Look]:
-    """The looks of a file; taken from the pictures and saved there if they are not yet."""
+    """The looks of a file; taken from the pictures and saved there if they are not yet.
+
+    Args:
+        model: whose tower looks.
+        pictures: the folder to look at.
+        made_of: number of `looks`, `seed`, and what else is written down beside them.
+        path: the file.
+
+    Raises:
+        TrainingError: as `read_looks`.
+    """
     if not path.exists():
         processor = LlavaOnevisionImageProcessor(**image_processor_config())
+        count = made_of["looks"]
         library = read_pictures(pictures, limit=count, side=448, smallest=128)
-        looks = take_looks(library, count, model, processor)
-        torch.save([(look.tokens, look.size, look.grid) for look in looks], path)
-    return [Look(*parts) for parts in torch.load(path, weights_only=True)]
+        taken = take_looks(library, count, model, processor, made_of["seed"])
+        state = {"of": made_of, "looks": [(look.tokens, look.size, look.grid) for look in taken]}
+        draft = path.with_suffix(f".{os.getpid()}.draft")
+        torch.save(state, draft)
+        draft.replace(path)
+    return read_looks(path, made_of)
+
+
+def read_looks(path: Path, made_of: dict[str, Any]) -> list[Look]:
+    """The looks of a file.
+
+    Raises:
+        TrainingError: they were made of something else; an older file tells only how many it has.
+    """
+    state = torch.load(path, weights_only=True)
+    if isinstance(state, list):
+        state = {"of": {"looks": len(state)}, "looks": state}
+    changed = [name for name, value in made_of.items() if state["of"].get(name, value) != value]
+    if changed:
+        names = ", ".join(f"--{name}" for name in changed)
+        raise TrainingError(f"{path} was made with other {names}: choose another --out")
+    return [Look(*parts) for parts in state["looks"]]

@@ -4,9 +4,9 @@
 into textures, photographs and cut-outs (pictures with transparency around them).
 """
 
+import os
 import subprocess
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from looktwice_adapters.checkpoint import file_hash
 from looktwice_adapters.scenes import PictureLibrary
 
 # Package -> what its pictures are. Licences: each package's debian/copyright (GPL-2+, CC BY(-SA),
@@ -36,6 +37,7 @@ ARCHIVES = ("*.pk3", "*.sh3f")  # zip files by another name
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 # Not pictures of a surface: normal, gloss, shine and roughness maps, fonts, skies.
 LEFT_OUT = ("_nm", "_norm", "_gm", "_sm", "_rm", "_shine", "_glow", "font", "env", "sky", "flare")
+INDEX, UNUSABLE = "library.txt", "unusable.txt"
 SCIKIT_IMAGE = ("brick.png", "grass.png", "gravel.png")  # CC0
 SMALLEST, LONGEST = 128, 1024  # pixels a side; longer ones are shrunk when they are unpacked
 
@@ -82,17 +84,14 @@ def open_library(folder: Path) -> PictureLibrary:
     """Sort the pictures under a folder that `fetch` filled (or your own, in its subfolders).
 
     Pictures of a subfolder that is no package of PACKAGES count as textures; those with
-    transparency around them as cut-outs wherever they lie.
+    transparency around them as cut-outs wherever they lie. The order is kept in library.txt, and
+    what cannot be used in unusable.txt; pictures that came or went since then change both.
 
     Raises:
         ValueError: the folder holds no picture that can be used.
     """
-    index = folder / "library.txt"
-    if not index.exists():
-        index.write_text("\n".join(_sorted_lines(folder)) + "\n")
     shelves: dict[str, list[Path]] = {"textures": [], "photographs": [], "cutouts": []}
-    for line in index.read_text().splitlines():
-        shelf, _, name = line.partition("\t")
+    for name, shelf in _index(folder).items():
         shelves[shelf].append(folder / name)
     if not any(shelves.values()):
         raise ValueError(f"{folder} holds no pictures of at least {SMALLEST} px")
@@ -100,15 +99,55 @@ def open_library(folder: Path) -> PictureLibrary:
     return PictureLibrary(**{name: tuple(paths) for name, paths in shelves.items()})
 
 
-def _sorted_lines(folder: Path) -> Iterator[str]:
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS]
-    for path in tqdm(paths, desc="sorting pictures"):
-        name = path.relative_to(folder)
-        if path.is_symlink() or any(part in path.stem.lower() for part in LEFT_OUT):
-            continue
-        shelf = _shelf(path, PACKAGES.get(name.parts[0], "textures"))
-        if shelf is not None:
-            yield f"{shelf}\t{name}"
+def index_hash(folder: Path) -> str:
+    """Hash of which pictures the library of a folder has, and in which order."""
+    return file_hash(folder / INDEX)
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Name -> shelf of every usable picture; only pictures that are new are looked at."""
+    known = {}
+    for line in _lines(folder / INDEX):
+        shelf, _, name = line.partition("\t")
+        known[name] = shelf
+    unusable = set(_lines(folder / UNUSABLE))
+    names = [str(path.relative_to(folder)) for path in _candidates(folder)]
+    if set(names) == known.keys() | unusable:
+        return known
+    shelves: dict[str, str | None] = {}
+    for name in tqdm(names, desc="sorting pictures"):
+        if name in known or name in unusable:
+            shelves[name] = known.get(name)
+        else:
+            path = Path(name)
+            shelves[name] = _shelf(folder / path, PACKAGES.get(path.parts[0], "textures"))
+    usable = {name: shelf for name, shelf in shelves.items() if shelf is not None}
+    _write_lines(folder / UNUSABLE, [name for name in names if name not in usable])
+    if usable != known:
+        _write_lines(folder / INDEX, [f"{shelf}\t{name}" for name, shelf in usable.items()])
+        return usable
+    return known  # in its own order
+
+
+def _candidates(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in ENDINGS
+        and not path.is_symlink()
+        and not any(part in path.stem.lower() for part in LEFT_OUT)
+    ]
+
+
+def _lines(path: Path) -> list[str]:
+    text = path.read_text() if path.exists() else ""
+    return [line for line in text.split("\n") if line]
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    draft = path.with_suffix(f".{os.getpid()}.draft")
+    draft.write_text("".join(f"{line}\n" for line in lines))
+    draft.replace(path)
 
 
 def _shelf(path: Path, default: str) -> str | None:

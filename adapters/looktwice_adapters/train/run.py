@@ -11,14 +11,20 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, send_to_device
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    send_to_device,
+)
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -75,18 +81,35 @@ def refuse_overwriting(folder: Path, resume: bool) -> None:
         )
 
 
+def all_processes() -> Accelerator:
+    """The processes of `accelerate launch`, or this one; the first makes data, the others wait."""
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
+
+
 class Run:
-    """One run in one folder: checkpoint.pt (what learns, its optimizer, the step), log.jsonl and
-    tensorboard/.
+    """One run in one folder: checkpoint.pt (what learns, its optimizer, the step, the options),
+    log.jsonl and tensorboard/.
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule, folder: Path) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        folder: Path,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
         """Move the model, whose `forward` gives a loss, to its device; `resume` reads the folder.
+
+        Args:
+            model: what learns, and what is frozen.
+            schedule: how long and how fast.
+            folder: of this run alone.
+            settings: what else its steps depend on, such as the seed; plain values, by name.
 
         Raises:
             TrainingError: `accelerate` was configured to shard the model.
         """
-        self.schedule, self.folder = schedule, folder
+        self.schedule, self.folder, self.settings = schedule, folder, settings or {}
         # Frozen or unused parts (a projector in a batch without pictures) get no gradient.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.accelerator = Accelerator(kwargs_handlers=[unused])
@@ -104,19 +127,40 @@ class Run:
     def resume(self) -> None:
         """Go on from the folder's checkpoint, if it has one.
 
+        Before the first step the schedule may be another one.
+
         Raises:
-            TrainingError: the checkpoint is another model's.
+            TrainingError: the checkpoint is another model's, or was made with other options.
         """
         path = self.folder / CHECKPOINT
         if not path.exists():
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if changed := self._changed(state):
+            names = ", ".join(changed)
+            raise TrainingError(
+                f"{path} is a run with other options ({names}): --resume needs the same ones"
+            )
         if state["model"].keys() != self._learnt().keys():
             raise TrainingError(f"{path} is a run with other options: --resume needs the same ones")
         self.model.load_state_dict(state["model"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self._forget_later_steps()
+
+    def _changed(self, state: dict[str, Any]) -> list[str]:
+        """Names of the options that differ from a checkpoint's; older ones do not tell theirs."""
+        then, now = state.get("settings", {}), dict(self.settings)
+        if state["step"]:
+            then, now = then | state.get("schedule", {}), now | self._pace()
+        return [name for name, value in now.items() if then.get(name, value) != value]
+
+    def _pace(self) -> dict[str, float]:
+        """The part of the schedule that the weights depend on."""
+        pace = asdict(self.schedule)
+        del pace["save_every"], pace["log_every"]
+        pace["batches a step"] = pace.pop("accumulate") * self.accelerator.num_processes
+        return pace
 
     def _learnt(self) -> dict[str, Tensor]:
         """The model's state without frozen parameters, which come from elsewhere."""
@@ -138,6 +182,8 @@ class Run:
             "model": self._learnt(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "schedule": self._pace(),
+            "settings": self.settings,
         }
         draft = self.folder / f"{CHECKPOINT}.draft"
         torch.save(state, draft)

@@ -5,7 +5,7 @@ distilled: the outputs of three of its layers predict, linearly, three stages of
 network at the same places. No labels and no text are used.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -19,7 +19,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from looktwice_adapters.precision import mixed_precision
 from looktwice_adapters.towers import TimmTower, TowerConfig, lite0_weights, load_lite0
-from looktwice_adapters.train.run import Run, Schedule, refuse_overwriting
+from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 
 PICTURE_TYPES = {".jpg", ".jpeg", ".png", ".webp"}
 TEACHER = TowerConfig(name="tf_efficientnet_lite0", levels=(3, 4, 5), final=5, grid=8)
@@ -132,10 +132,15 @@ class Student(nn.Module):
 
 
 def train_tower(
-    pictures: list[np.ndarray], teacher: TimmTower, run_folder: Path, steps: int, resume: bool
+    pictures: list[np.ndarray],
+    teacher: TimmTower,
+    run_folder: Path,
+    steps: int,
+    resume: bool,
+    seed: int = 0,
 ) -> SiglipVisionModel:
     """Distil the teacher into a fresh student, or go on with one, and give its tower."""
-    training = TowerTraining()
+    training = TowerTraining(seed=seed)
     torch.manual_seed(training.seed)
     teacher.network.to(memory_format=torch.channels_last)
     # Autocast leaves the stages in bfloat16, which antialiased resampling does not know on CPU.
@@ -149,7 +154,8 @@ def train_tower(
     sample = teacher(batch(2**31, 256))[0]
     student = Student(training, [level.shape[-1] for level in sample])
     student.standardise(sample)
-    run = Run(student, Schedule(steps), run_folder)
+    settings = asdict(training) | {"pictures": len(pictures)}
+    run = Run(student, Schedule(steps), run_folder, settings)
     if resume:
         run.resume()
 
@@ -185,9 +191,16 @@ def train_tower(
 )
 @click.option("--steps", default=6000, show_default=True, help="Steps of 32 views.")
 @click.option("--limit", default=4000, show_default=True, help="Most pictures held in memory.")
+@click.option("--seed", default=0, show_default=True, help="Of fresh weights and views.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def tower(
-    pictures: Path, teacher: Path | None, out: Path, steps: int, limit: int, resume: bool
+    pictures: Path,
+    teacher: Path | None,
+    out: Path,
+    steps: int,
+    limit: int,
+    seed: int,
+    resume: bool,
 ) -> None:
     """Distil the LLM's small image tower from a frozen network's features on free pictures.
 
@@ -198,7 +211,9 @@ def tower(
     read = read_pictures(pictures, limit, 288, 128)
     network = TimmTower(TEACHER)
     load_lite0(network, teacher or lite0_weights())
-    student = train_tower(read, network, out, steps, resume)
+    student = train_tower(read, network, out, steps, resume, seed)
+    if not all_processes().is_main_process:
+        return
     weights = {name: value.contiguous() for name, value in student.state_dict().items()}
     save_file(weights, out / "tower.safetensors")
     student.config.to_json_file(out / "tower.json")
