@@ -31,7 +31,6 @@ from looktwice_adapters.few_shot import (
     evidence,
     image_evidence,
     look,
-    neighbourhoods,
     turns,
 )
 from looktwice_adapters.memory_bank import MemoryBank
@@ -190,7 +189,7 @@ class Product:
         for picture in references:
             turned = turns(self.detector.cut(picture.read()).on(grid))
             levels = [expert.patch_tokens(expert.tower(crops)[0]) for crops in turned]
-            found.append([neighbourhoods(torch.cat(level)) for level in zip(*levels, strict=True)])
+            found.append([torch.cat(level) for level in zip(*levels, strict=True)])
         return found
 
     def figures(self, shots: int, seed: int, augment: bool) -> list[float]:

@@ -2,8 +2,8 @@
 
 AnomalyGPT (AAAI 2024) scores a patch by its distance to the bank; here the logarithm of that
 distance and the expert's own suspicion add up, patch by patch, so that score, map, regions,
-suspicious tokens and adverb all follow the same evidence. Patches are averages over 3x3 tokens, as
-PatchCore's (section 3.1). What was chosen, and on which data, stands in docs/references.md.
+suspicious tokens and adverb all follow the same evidence. What was chosen, and on which data,
+stands in docs/references.md.
 """
 
 import json
@@ -19,7 +19,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from looktwice_adapters.expert import PEAK_SHARE, AnomalyExpert, Calibration
 from looktwice_adapters.facts import Verdict
@@ -27,9 +26,8 @@ from looktwice_adapters.memory_bank import MemoryBank
 from looktwice_adapters.recut import Grid
 from looktwice_adapters.threshold import NORMAL, NormalScores, Threshold, outliers
 
-NEIGHBOURHOOD = 3  # tokens a side that are averaged
 SMALLEST_DISTANCE = 0.01  # nearer is the same patch
-EXPERT_WEIGHT = 0.075  # of the expert's calibrated logit, beside the logarithm of the distance
+EXPERT_WEIGHT = 0.05  # of the expert's calibrated logit, beside the logarithm of the distance
 EXPERT_LIMIT = 6.0  # of that logit: beyond, it says nothing more
 SLOPE = 10.0  # of the calibrated logit, a unit of evidence
 PATCHES = 4096  # of a bank; more is thinned
@@ -39,7 +37,7 @@ FEW = 4  # pictures of a product that are each the only reference once
 class Looked(NamedTuple):
     """What the expert saw of one picture."""
 
-    tokens: list[Tensor]  # L of (B, N, C_l), averaged over neighbourhoods
+    tokens: list[Tensor]  # L of (B, N, C_l)
     suspicion: Tensor  # (B, h, w) logit of the expert's calibrated map
 
 
@@ -63,22 +61,13 @@ def look(
         significance: (B, h, w), the expert's map.
         calibration: of that map.
     """
-    tokens = [neighbourhoods(level) for level in expert.patch_tokens(levels)]
     suspicion = torch.logit(calibration.map(significance), 1e-6)
-    return Looked(tokens, suspicion.clamp(-EXPERT_LIMIT, EXPERT_LIMIT))
+    return Looked(expert.patch_tokens(levels), suspicion.clamp(-EXPERT_LIMIT, EXPERT_LIMIT))
 
 
 def turns(crops: Tensor) -> list[Tensor]:
     """Crops (B, 3, S, S) turned by 90, 180 and 270 degrees, and mirrored (AnomalyGPT's copies)."""
     return [*(crops.rot90(quarter, (2, 3)) for quarter in (1, 2, 3)), crops.flip(3)]
-
-
-def neighbourhoods(tokens: Tensor) -> Tensor:
-    """Each token's mean with its neighbours in the crop: (B, N, C) -> (B, N, C)."""
-    side = round(tokens.shape[1] ** 0.5)
-    grid = tokens.transpose(1, 2).unflatten(2, (side, side))
-    around = avg_pool2d(grid, NEIGHBOURHOOD, 1, NEIGHBOURHOOD // 2, count_include_pad=False)
-    return around.flatten(2).transpose(1, 2)
 
 
 def evidence(bank: MemoryBank, picture: Looked) -> Tensor:

@@ -34,7 +34,7 @@ VERSION_DIGITS = 16
 GRACE_SECONDS = 3600  # that a version outlives its name
 YOUNG_SECONDS = 120  # that it does even where there is no room for it
 TEMPORARY = ".part"
-FORMAT = 2  # of cards and files: what thresholds are of, and which grid pictures are cut on
+FORMAT = 3  # of cards and files: what thresholds are of, and which grid pictures are cut on
 
 
 def checked_name(name: str) -> str:
