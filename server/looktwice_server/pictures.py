@@ -71,7 +71,9 @@ def decode(data: bytes, settings: Settings, others: DecodedPictures | None = Non
         if others is not None:
             others.add(picture.size)
         picture.load()
-        return _to_rgb(_upright(picture), settings.grey_bits)
+        shown = _to_rgb(_upright(picture), settings.grey_bits)
+        shown.info.clear()  # whoever reads the orientation there would turn it once more
+        return shown
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
