@@ -24,7 +24,12 @@ from looktwice_server.errors import (
     StoreFull,
     UnknownReference,
 )
-from looktwice_server.reference_store import GRACE_SECONDS, LoadedReferences, ReferenceStore
+from looktwice_server.reference_store import (
+    FORMAT,
+    GRACE_SECONDS,
+    LoadedReferences,
+    ReferenceStore,
+)
 from tests.server.cards import card
 
 WRITER = """
@@ -145,7 +150,10 @@ def test_a_corrupt_file_is_refused_by_its_hash(store):
 
 @pytest.mark.parametrize(
     "broken",
-    [b"", b"{", b"[]", b'{"name": "other"}', b'{"name": "part", "format": 2, "version": "0"}'],
+    [
+        *(b"", b"{", b"[]", b'{"name": "other"}'),
+        json.dumps({"name": "part", "format": FORMAT, "version": "0"}).encode(),
+    ],
 )
 def test_a_broken_card_is_one_reference_lost_and_no_other(store, broken):
     add(store, "good", made(1))
