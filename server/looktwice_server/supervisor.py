@@ -56,7 +56,9 @@ def supervise(grace: float) -> int | None:
         env=os.environ | {CHILD_OF: str(os.getpid())},
         start_new_session=True,  # a terminal's Ctrl-C comes here only
     )
-    heard = [one for one in ENDINGS if signal.getsignal(one) != signal.SIG_IGN]  # nohup's, say
+    heard = set(ENDINGS)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup's
+        heard.remove(signal.SIGHUP)
     before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         code = _wait(child, asked, grace)
