@@ -52,18 +52,19 @@ class ExpertSection:
         """
         check_state(read_expert(self.weights), self.config)
         tower, channels = self.config.tower, self.config.llm_hidden_size or self.config.hidden_size
-        wanted = {"channels": channels}
-        has = {"channels": vision.hidden_size}
+        wanted_and_there = {"channels": (channels, vision.hidden_size)}
         if tower.name == "llm":
             depth = max(*tower.levels, tower.final)
-            wanted |= {"tokens a side": tower.grid, "layers": depth}
-            has |= {"tokens a side": vision.image_size // vision.patch_size}
-            has |= {"layers": min(depth, vision.num_hidden_layers)}
-        for what, number in wanted.items():
-            if number != has[what]:
+            side = vision.image_size // vision.patch_size
+            wanted_and_there |= {
+                "tokens a side": (tower.grid, side),
+                "layers": (depth, min(depth, vision.num_hidden_layers)),
+            }
+        for what, (number, there) in wanted_and_there.items():
+            if number != there:
                 raise ExpertFileError(
                     f"{self.weights} belongs to another checkpoint: it wants an image tower of "
-                    f"{number} {what}, this one has {has[what]}"
+                    f"{number} {what}, this one has {there}"
                 )
 
 
