@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from looktwice_adapters.anomaly_prompt import Adverb
-from looktwice_adapters.facts import MAX_PLACES, Verdict, facts_sentence
+from looktwice_adapters.facts import Verdict, facts_sentence
 from looktwice_adapters.questions import ORDINALS
 
 # In questions; answers list places as the facts sentence does.
@@ -49,7 +49,7 @@ class Facts:
     @property
     def named(self) -> list[str]:
         """The places that the facts sentence names."""
-        return list(dict.fromkeys(self.positions))[:MAX_PLACES]
+        return list(dict.fromkeys(self.positions))
 
     @property
     def here(self) -> str:

@@ -49,6 +49,8 @@ KINDS = (
 def _places(facts: Facts, rng: random.Random) -> list[str]:
     """Options for "where"; the right one is mostly among them."""
     others = [place for place in PLACES if place not in facts.named]
+    if len(others) < 2:  # defects nearly everywhere: only the strongest is right
+        others = [place for place in PLACES if place != facts.here]
     places = rng.sample(others, min(len(others), rng.choice((2, 3, 3, 3))))
     if facts.positions and rng.random() < 0.85:
         places.append(facts.here)

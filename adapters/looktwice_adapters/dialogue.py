@@ -87,7 +87,7 @@ def draw_facts(rng: random.Random, *, stated: bool = True) -> Facts:
     verdicts: tuple[Verdict, ...] = ("anomalous", "normal", "undecided")
     verdict = rng.choices(verdicts, (10, 8, 1))[0]
     reference = rng.choice(REFERENCES) if rng.random() < 0.3 else None
-    most = {"anomalous": 1, "normal": 0, "undecided": rng.choice((0, 1))}[verdict]
+    most = {"anomalous": 1, "normal": 0, "undecided": rng.choice((0, 0, 1, 2, 3))}[verdict]
     if verdict == "anomalous" and rng.random() < 0.7:
         most = rng.choice((2, 2, 3, 3, 4, 5, 6, rng.randint(7, 50)))
     positions = tuple(rng.choice(list(PLACES)) for _ in range(most))

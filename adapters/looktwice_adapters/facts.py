@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 Verdict = Literal["normal", "anomalous", "undecided"]
-MAX_PLACES = 3
 
 
 def facts_sentence(verdict: Verdict, positions: Sequence[str], reference: str | None = None) -> str:
@@ -16,14 +15,15 @@ def facts_sentence(verdict: Verdict, positions: Sequence[str], reference: str | 
 
     Args:
         verdict: "normal", "anomalous" or "undecided".
-        positions: place of every region, highest score first; three at most are named, once each.
+        positions: place of every region, highest score first; each place is named once, all of
+            them: of a place that is not named the assistant says that nothing was found there.
         reference: name of the reference the image was compared with.
     """
     count = len(positions)
     if not count:
         regions = "no regions"
     else:
-        named = ", ".join(list(dict.fromkeys(positions))[:MAX_PLACES])
+        named = ", ".join(dict.fromkeys(positions))
         regions = f"{count} region{'s' if count > 1 else ''}: {named}"
     compared = f" Reference: {reference}." if reference else ""
     return f"Inspection: {verdict}, {regions}.{compared}\n"

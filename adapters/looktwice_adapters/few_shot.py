@@ -46,7 +46,7 @@ class FewShotJudgement(NamedTuple):
 
     anomaly_map: Tensor  # (B, h, w) calibrated, in [0, 1]
     score: float  # calibrated, in [0, 1]; above 0.5 is anomalous
-    p_value: float
+    p_value: float | None  # None: no good picture has a score to compare with
     verdict: Verdict
 
 
@@ -157,6 +157,7 @@ class Built(NamedTuple):
     """A reference, and what its maker should know."""
 
     reference: Reference
+    images: int  # different ones among the normal images
     warnings: list[str]
 
 
@@ -218,7 +219,8 @@ def build(
         f"{names[numbers[index]]} looks unlike the others: is it broken, or of another product?"
         for index in outliers(own, prior.deviation)
     ]
-    return Built(Reference(bank, threshold, grid), said + _warnings(others[1], threshold))
+    said += _warnings(others[1], threshold)
+    return Built(Reference(bank, threshold, grid), len(images), said)
 
 
 def normal_scores(products: Sequence[Sequence[Looked]]) -> NormalScores:

@@ -117,11 +117,15 @@ class MemoryBank:
 def best_similarity(query: Tensor, tokens: Tensor, budget: int) -> Tensor:
     """Each query's highest inner product with any of the tokens: (Q, C), (M, C) -> (Q,).
 
+    0 where there are no tokens, as of a reference whose only companion the coreset left out.
+
     Args:
         query: (Q, C), float32.
         tokens: (M, C), float32 or half precision, which is converted a block at a time.
         budget: bytes for a block of similarities and a block of converted tokens.
     """
+    if not len(tokens):
+        return query.new_zeros(len(query))
     width = query.shape[1] + min(len(query), 1024)  # floats a token of a block costs
     rows = max(1, budget // (4 * width))
     best = query.new_full((len(query),), -torch.inf)

@@ -121,8 +121,13 @@ class Threshold:
         """
         return min(1.0, (1 if self.split else 2) * self.promised_rate)
 
-    def p_value(self, score: float) -> float:
-        """Share of good pictures, the judged one counted, that score at least as high."""
+    def p_value(self, score: float) -> float | None:
+        """Share of good pictures, the judged one counted, that score at least as high.
+
+        None where no good picture has a score, as of a single reference.
+        """
+        if not self.scores:
+            return None
         return (1 + sum(good >= score for good in self.scores)) / (len(self.scores) + 1)
 
     def verdict(self, score: float) -> Verdict:

@@ -37,7 +37,7 @@ class AddCommand(click.Command):
         try:
             return super().parse_args(ctx, spread(args))
         except click.MissingParameter as error:
-            if not set(SPREADING) & set(args):
+            if not any(arg.partition("=")[0] in SPREADING for arg in args):
                 raise
             raise click.UsageError(
                 f"{error.format_message().rstrip('.')}: NAME and IMAGE stand before "
@@ -196,7 +196,7 @@ def spread(args: list[str]) -> list[str]:
         if arg == "--":
             return [*named, arg, *rest]
         if arg.startswith("-") and len(arg) > 1:
-            option = arg
+            option = arg.partition("=")[0]
             named.append(arg)
         elif option in SPREADING and named[-1] != option:
             named += [option, arg]

@@ -50,7 +50,8 @@ class ChatOptions:
     grounding: bool = True
     """Whether the facts stand in the prompt; false gives Anomaly-OV's prompt as published."""
     completion: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the OpenAI SDK's `chat.completions.create`, such as max_tokens."""
+    """Arguments of the OpenAI SDK's `chat.completions.create`, such as max_tokens; `inspection` in
+    `extra_body` goes before the options above."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,12 @@ class _History:
         if self.options.reference is not None:
             inspection |= {"reference": self.options.reference}
         completion = self.options.completion
+        extra = completion.get("extra_body", {})
         request = {
             **completion,
             "model": model,
             "messages": [*self.messages, message],
-            "extra_body": completion.get("extra_body", {}) | {"inspection": inspection},
+            "extra_body": extra | {"inspection": inspection | extra.get("inspection", {})},
         }
         return _Turn(request, waited)
 

@@ -43,6 +43,12 @@ class ReferenceVersion(_FromWire):
     name: str | None = None
     """None: pictures of the conversation itself."""
     version: str | None = None
+    false_alarm_rate: float | None = None
+    """What was asked for."""
+    promised_rate: float | None = None
+    """What so few pictures can promise, in practice."""
+    warnings: list[str] = []
+    """What whoever made it was told; image 0 is the first of the reference's pictures."""
 
 
 class AnomalyMap(_FromWire):

@@ -21,7 +21,7 @@ from looktwice_adapters.anomaly_map import placement
 from looktwice_adapters.facts import facts_sentence
 from looktwice_server.body import shown
 from looktwice_server.decoded import HOLDING, DecodedPictures
-from looktwice_server.errors import PictureError, RequestError
+from looktwice_server.errors import PictureError, ReferenceOutdated, RequestError
 from looktwice_server.inspections import Crops, Finding, Inspections, together
 from looktwice_server.messages import checked_messages, count_images
 from looktwice_server.processor import compare
@@ -217,7 +217,12 @@ class InspectingChat(OpenAIServingChat):
                 hashes["image"][index] = images[index].mm_hash
                 compare(items["image"][index], images[index].mm_hash)
         chosen = [index for index in images if index not in options.reference_images]
-        findings = await together(self.inspections.inspect(images[index]) for index in chosen)
+        try:
+            findings = await together(self.inspections.inspect(images[index]) for index in chosen)
+        except ReferenceOutdated:
+            if reference is not None:
+                self.references.forget(reference)
+            raise
         return Inspected(dict(zip(chosen, findings, strict=True)), reference)
 
     async def _reference(

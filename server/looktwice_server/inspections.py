@@ -259,8 +259,9 @@ class Inspections:
             whole = self._calibration.map(whole)
         anomaly_map = whole.numpy()
         regions: list[Region] = []
-        if verdict == "anomalous":
-            regions = find_regions(anomaly_map, crops.size, at_least_one=True)
+        if verdict != "normal":
+            some = verdict == "anomalous"
+            regions = find_regions(anomaly_map, crops.size, at_least_one=some)
         return Finding(
             score,
             verdict,
@@ -274,7 +275,9 @@ class Inspections:
 
 def _outdated() -> ReferenceOutdated:
     return ReferenceOutdated(
-        "the reference is broken or gone on the server's disk; add it again", param="reference"
+        "the reference is broken or gone on the server's disk; add it again, or send the pictures "
+        "of the conversation once more",
+        param="reference",
     )
 
 

@@ -11,6 +11,7 @@ SCORES = Histogram(
     ["product"],
     buckets=[tenth / 10 for tenth in range(1, 11)],
 )
+CONVERSATION = "(conversation)"  # the product where its own pictures are compared with; no name
 EXPERT_SECONDS = Histogram(
     "looktwice_expert_seconds",
     "Time of one call to the worker: towers and expert for a batch of pictures.",

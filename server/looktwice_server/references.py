@@ -33,6 +33,7 @@ from looktwice_server.settings import Settings
 
 THUMBNAIL = 128  # pixels of the longer side
 REMEMBERED = 64  # references made of a conversation's own pictures
+INLINE_RATE = 0.05  # false alarms asked of those
 
 Fetch = Callable[[str], Awaitable[Crops]]
 
@@ -69,7 +70,7 @@ class References:
         self._prior = prior
         self._one_at_a_time = asyncio.Lock()
         self._one_conversation_at_a_time = asyncio.Lock()  # waits for no named reference
-        self._inline: OrderedDict[tuple[str, ...], str] = OrderedDict()
+        self._inline: OrderedDict[tuple[str, ...], ReferenceVersion] = OrderedDict()
 
     async def resolve(self, name: str | None) -> ReferenceVersion | None:
         """What a request's reference means from now to the request's end.
@@ -83,7 +84,13 @@ class References:
         card = await asyncio.to_thread(self.card, name)
         if card.problem is not None:
             raise ReferenceOutdated(card.problem, param="reference")
-        return ReferenceVersion(name=name, version=card.version)
+        return ReferenceVersion(
+            name=name,
+            version=card.version,
+            false_alarm_rate=card.false_alarm_rate,
+            promised_rate=card.promised_rate,
+            warnings=card.warnings,
+        )
 
     def card(self, name: str) -> Reference:
         """What is known of a reference, as `ReferenceStore.card` tells it, on this server."""
@@ -133,7 +140,7 @@ class References:
             card = Reference(
                 name=name,
                 version=version,
-                images=len(request.images),
+                images=built.images,
                 patches=len(built.reference.bank),
                 false_alarm_rate=threshold.rate,
                 promised_rate=threshold.promised_rate,
@@ -149,23 +156,36 @@ class References:
 
     async def of_conversation(self, pictures: Sequence[Crops]) -> ReferenceVersion:
         """The reference that some pictures of a conversation make, kept without a name."""
-        key = tuple(sorted(crops.mm_hash for crops in pictures))
+        key = tuple(crops.mm_hash for crops in pictures)
         async with self._one_conversation_at_a_time:
-            version = self._inline.get(key)
-            if version is None or not self.store.renew(version):
+            made = self._inline.get(key)
+            if made is None or not self.store.renew(made.version):
                 grid = common_grid([self._inspections.grid(crops) for crops in pictures])
                 looked: list[Seen] = []
                 for index, crops in enumerate(pictures):
                     looked.append(await self._look(crops, grid, turned=False))
                     self._check_memory(looked, "reference_images", index)
-                _, data = await asyncio.to_thread(self._build, grid, {"images": looked}, 0.05)
-                version = await asyncio.to_thread(self.store.keep, data)
+                built, data = await asyncio.to_thread(
+                    self._build, grid, {"images": looked}, INLINE_RATE
+                )
+                made = ReferenceVersion(
+                    name=None,
+                    version=await asyncio.to_thread(self.store.keep, data),
+                    false_alarm_rate=INLINE_RATE,
+                    promised_rate=built.reference.threshold.promised_rate,
+                    warnings=built.warnings,
+                )
                 await asyncio.to_thread(self.store.clean)
-        self._inline[key] = version
+        self._inline[key] = made
         self._inline.move_to_end(key)
         if len(self._inline) > REMEMBERED:
             self._inline.popitem(last=False)
-        return ReferenceVersion(name=None, version=version)
+        return made
+
+    def forget(self, broken: ReferenceVersion) -> None:
+        """Make a conversation's reference anew when it is asked for next: its file is broken."""
+        for key in [key for key, made in self._inline.items() if made.version == broken.version]:
+            del self._inline[key]
 
     async def _see(
         self, groups: dict[str, list[str]], fetch: Fetch, *, turned: bool

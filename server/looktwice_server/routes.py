@@ -241,7 +241,7 @@ class LookTwice:
     ) -> Inspection:
         """The inspection that a request gets, counted."""
         metrics.INSPECTIONS.labels(route, finding.verdict).inc()
-        product = "" if reference is None else reference.name or ""
+        product = "" if reference is None else reference.name or metrics.CONVERSATION
         metrics.SCORES.labels(product).observe(finding.score)
         return finding.inspection(
             image=image,

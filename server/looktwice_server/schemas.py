@@ -120,8 +120,15 @@ class Region(Strict):
 class ReferenceVersion(Strict):
     """The reference an image was compared with."""
 
-    name: str | None  # null: pictures of the conversation itself
+    name: str | None
+    """null: pictures of the conversation itself."""
     version: str
+    false_alarm_rate: Unit
+    """What was asked for; 0.05 where a conversation's own pictures are compared with."""
+    promised_rate: Unit
+    """What so few pictures can promise, in practice."""
+    warnings: list[str]
+    """What whoever made it was told; image 0 is the first of the reference's pictures."""
 
 
 class AnomalyMap(Strict):
@@ -146,7 +153,8 @@ class Inspection(Strict):
     severity: Adverb
     """The adverb that the language model was given: slightly below 0.3, highly from 0.7."""
     regions: list[Region]
-    """Connected parts of the map at 0.5 and above; none when the verdict is normal."""
+    """Connected parts of the map at 0.5 and above: at least one when the verdict is anomalous, none
+    when it is normal, either when it is undecided."""
     reference: ReferenceVersion | None
     """What the picture was compared with."""
     p_value: Unit | None

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from looktwice_adapters.answers import ONE_PICTURE_TOPICS, PLACES, Facts, answer, answer_several
+from looktwice_adapters.answers import (
+    ONE_PICTURE_TOPICS,
+    PLACES,
+    Facts,
+    answer,
+    answer_place,
+    answer_several,
+)
 from looktwice_adapters.choices import OPTIONS, choose
 from looktwice_adapters.dialogue import (
     draw_facts,
@@ -87,7 +94,19 @@ def test_of_several_regions_the_strongest_is_named():
     facts = Facts("anomalous", ("top", "left", "top", "right", "bottom"))
     said = answer("count", facts, random.Random(0))
     assert said == "The inspection found 5 suspicious regions, the strongest: top."
-    assert "5 regions: top, left, right." in picture_prefix(facts)
+    assert "5 regions: top, left, right, bottom." in picture_prefix(facts)
+
+
+def test_no_place_that_has_a_region_is_denied():
+    facts = Facts("anomalous", ("top", "left", "right", "bottom"))
+    assert answer_place(facts, "bottom") == "Yes, there is a suspicious region here: bottom."
+    assert answer_place(facts, "center").startswith("No. The inspection found 4")
+
+
+def test_with_defects_everywhere_the_strongest_is_asked_for_among_others():
+    facts = Facts("anomalous", tuple(PLACES))
+    questions = [choose(facts, rng, topic="where")[0] for rng in rngs(50)]
+    assert all(len(re.findall(r"\b[A-D][:.)]", question)) >= 2 for question in questions)
 
 
 def test_several_pictures_are_answered_one_by_one_under_one_yes_or_no():

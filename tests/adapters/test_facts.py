@@ -16,7 +16,7 @@ from looktwice_adapters.facts import facts_sentence
         ),
         (
             ("anomalous", ["top", "left", "top", "right", "center"]),
-            "Inspection: anomalous, 5 regions: top, left, right.\n",
+            "Inspection: anomalous, 5 regions: top, left, right, center.\n",
         ),
         (("anomalous", ["top", "top"]), "Inspection: anomalous, 2 regions: top.\n"),
         (("undecided", []), "Inspection: undecided, no regions.\n"),

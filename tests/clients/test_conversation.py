@@ -29,10 +29,12 @@ def test_ask_returns_the_words_with_the_facts_beside_them(wire: Any) -> None:
 
 def test_a_callers_own_extra_keys_go_along(wire: Any) -> None:
     with Inspector() as inspector:
-        inspector.ask(red(204), "Any defect?", "bottle", extra_body={"top_k": 3})
+        own = {"top_k": 3, "inspection": {"reference_images": [0]}}
+        inspector.ask(red(204), "Any defect?", "bottle", extra_body=own)
     _, body = wire.requests[0]
     assert body["top_k"] == 3
-    assert body["inspection"]["reference"] == "bottle"
+    asked = body["inspection"]
+    assert (asked["reference"], asked["reference_images"]) == ("bottle", [0])
 
 
 def test_the_facts_of_an_answer_are_those_of_inspect(wire: Any) -> None:

@@ -138,7 +138,8 @@ def test_an_option_takes_all_pictures_up_to_the_next_one(wire, tmp_path, capsys)
     ("args", "spread_out"),
     [
         ("a 1 --defect 2 3 --json", "a 1 --defect 2 --defect 3 --json"),
-        ("--defect=2 a 1", "--defect=2 a 1"),
+        ("a 1 --defect=2 3", "a 1 --defect=2 --defect 3"),
+        ("a 1 --false-alarm-rate=0.1 2", "a 1 --false-alarm-rate=0.1 2"),
         ("--defect 2 --defect 3 -- a 1 --x", "--defect 2 --defect 3 -- a 1 --x"),
         ("--defect 2 --false-alarm-rate 0.1 a 1", "--defect 2 --false-alarm-rate 0.1 a 1"),
         ("a 1 --defect --json", "a 1 --defect --json"),
