@@ -86,6 +86,7 @@ class Inspection(_FromWire):
     regions: list[Region] = []
     reference: ReferenceVersion | None = None
     p_value: float | None = None
+    """Share of good pictures that score at least as high; None where there are none to compare."""
     width: int
     height: int
     """Size of the original picture in pixels, after EXIF rotation."""

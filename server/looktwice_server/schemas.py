@@ -158,6 +158,8 @@ class Inspection(Strict):
     reference: ReferenceVersion | None
     """What the picture was compared with."""
     p_value: Unit | None
+    """Share of good pictures that score at least as high; null without a reference, and with one of
+    a single picture, which nothing is compared with."""
     width: int
     """Pixels after EXIF rotation."""
     height: int
