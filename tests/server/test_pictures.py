@@ -25,6 +25,7 @@ from looktwice_server.pictures import (
     decode,
     decode_data_uri,
     fetch,
+    refuse_private,
 )
 from looktwice_server.settings import Settings
 from tests.server.bad_input_table import camera
@@ -338,6 +339,34 @@ def test_urls_that_are_none_are_refused(url: str) -> None:
 def test_an_address_in_other_digits_is_the_address_that_is_connected_to(host: str) -> None:
     with pytest.raises(PictureError, match="private addresses"):
         download(f"http://{host}:9/a.png", frozenset())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("fec0::1", "feff::1"),  # site-local
+        *("::10.0.0.1", "::8.8.8.8", "::ffff:0:10.0.0.1"),  # IPv4 in deprecated spellings
+        *("64:ff9b:1::8.8.8.8", "64:ff9b::10.0.0.1", "::ffff:10.0.0.1"),
+        *("2002:a00:1::", "2002:c0a8:101::1"),  # 6to4 of 10.0.0.1 and 192.168.1.1
+        *("2001:0:808:808:0:0:f5ff:fffe", "2001:0:a00:1::"),  # Teredo
+        *("5f00::1", "4000::1", "2001:db8::1", "ff0e::1"),
+        *("192.0.0.192", "192.0.0.9"),
+    ],
+)
+def test_an_address_that_the_public_network_does_not_route_is_refused(address: str) -> None:
+    with pytest.raises(PictureError, match="private addresses"):
+        refuse_private(address, "camera")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("93.184.216.34", "2606:4700::1", "2001:4860:4860::8888"),
+        *("::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1"),  # lead to a public IPv4 one
+    ],
+)
+def test_a_public_address_may_be_asked(address: str) -> None:
+    refuse_private(address, "camera")
 
 
 def test_an_error_repeats_only_the_beginning_of_a_long_url() -> None:
