@@ -48,7 +48,7 @@ from looktwice_server.schemas import (
     ReferenceVersion,
 )
 from looktwice_server.settings import Settings
-from looktwice_server.weights import judging_file
+from looktwice_server.weights import calibration_hash, judging_file
 
 SERVED = frozenset(
     {
@@ -181,6 +181,7 @@ class LookTwice:
             ),
             inspections,
             self.expert,
+            calibration_hash(hf_config),
             settings,
             calibration.normal_scores,
         )

@@ -81,6 +81,8 @@ class Reference(Strict):
     created: int
     expert: str
     """Hash of the weights that judge: the expert's, or AnomalyGPT's decoder's."""
+    calibration: str
+    """Hash of the expert's sizes and calibration, which stand beside its weights."""
     warnings: list[str]
     problem: str | None = None
     """Why it cannot be used; what is not known then is 0 or empty."""

@@ -185,15 +185,6 @@ def test_a_reference_of_an_older_version_is_to_be_added_again(store):
     store.remove("part")
 
 
-def test_a_card_that_knows_no_guaranteed_rate_gets_the_safe_one(store):
-    add(store, "part", made(1))
-    path = store._names / "part.json"
-    older = json.loads(path.read_bytes())
-    del older["guaranteed_rate"]
-    path.write_text(json.dumps(older))
-    assert store.card("part").guaranteed_rate == 2 * older["promised_rate"]
-
-
 def test_what_counts_towards_the_limit_is_listed_and_can_be_removed(store):
     for name in ("a", "b", "c"):
         add(store, name, made(1))
