@@ -62,15 +62,19 @@ class Finding:
     size: tuple[int, int]
     p_value: float | None = None  # against a reference
 
-    def inspection(self, **context: Any) -> schemas.Inspection:
-        """This finding as the answer to a request.
-
-        Args:
-            context: `image`, `model`, `expert`, `reference` and `with_map`.
-        """
-        with_map = context.pop("with_map")
+    def inspection(
+        self,
+        *,
+        image: int,
+        model: str,
+        expert: str,
+        reference: schemas.ReferenceVersion | None,
+        with_map: bool,
+    ) -> schemas.Inspection:
+        """This finding as the answer to a request, of whose pictures it is the `image`th."""
         return schemas.Inspection(
             id=f"insp_{uuid.uuid4().hex}",
+            image=image,
             score=self.score,
             verdict=self.verdict,
             threshold=THRESHOLD,
@@ -81,12 +85,14 @@ class Finding:
                 )
                 for region in self.regions
             ],
+            reference=reference,
             p_value=self.p_value,
             width=self.size[0],
             height=self.size[1],
             map=schemas.AnomalyMap(png=_png(self.anomaly_map)) if with_map else None,
+            model=model,
+            expert=expert,
             created=int(time.time()),
-            **context,
         )
 
 

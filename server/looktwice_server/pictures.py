@@ -24,7 +24,7 @@ from yarl import URL
 from looktwice_server.decoded import DecodedPictures
 from looktwice_server.errors import PictureError
 from looktwice_server.plugin import MEDIA_CONNECTOR
-from looktwice_server.settings import Settings
+from looktwice_server.settings import Settings, served
 
 # What Pillow reads safely and cameras write; PostScript, PDF and the like stay closed. A phone's
 # MPO is a JPEG with a second picture behind the first.
@@ -340,7 +340,7 @@ class PictureConnector(MediaConnector):
         Raises:
             PictureError: it cannot be had.
         """
-        settings = Settings.from_environment()
+        settings = served()
         scheme = image_url.partition(":")[0].lower()
         if scheme == "data":
             return await _decoded(decode_data_uri, image_url, settings)

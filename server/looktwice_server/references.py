@@ -25,6 +25,7 @@ from looktwice_server.errors import (
     ReferenceOutdated,
     RequestError,
     StoreFull,
+    naming,
 )
 from looktwice_server.inspections import Crops, Inspections, payload
 from looktwice_server.reference_store import ReferenceStore
@@ -200,13 +201,9 @@ class References:
         seen: dict[str, list[Seen]] = {key: [] for key in groups}
 
         async def see(key: str, index: int, grid: Grid | None) -> tuple[Grid, Seen]:
-            try:
+            with naming(key, index):
                 crops = await fetch(groups[key][index])
                 one = await self._look(crops, grid, turned=turned and key == "images")
-            except RequestError as error:
-                error.args = (f"{key}[{index}]: {error}",)
-                error.param = key
-                raise
             self._check_memory([one, *chain(*seen.values())], key, index)
             return self._inspections.grid(crops), one
 

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from aiohttp.abc import AbstractResolver
 from PIL import Image, ImageFile
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 
 from looktwice_server import pictures
+from looktwice_server.chat import InspectingChat
 from looktwice_server.decoded import DecodedPictures
 from looktwice_server.errors import PictureError
 from looktwice_server.pictures import (
@@ -27,6 +29,7 @@ from looktwice_server.pictures import (
     fetch,
     refuse_private,
 )
+from looktwice_server.routes import LookTwice
 from looktwice_server.settings import Settings
 from tests.server.bad_input_table import camera
 from tests.server.wire import data_uri, encoded, good_uri, scratched
@@ -130,6 +133,34 @@ def test_the_pictures_of_a_request_are_limited_together_before_they_are_decoded(
         assert not places.locked()
 
     asyncio.run(four_then_one_more())
+
+
+def test_the_pictures_of_inspections_have_one_budget_and_a_references_one_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = replace(SETTINGS, max_pixels=400, min_side=1)
+    monkeypatch.setattr(pictures, "served", lambda: limits)
+
+    async def render(self: Any, request: Any) -> Any:
+        [part] = request.messages[0]["content"]
+        await PictureConnector().fetch_image_async(part["image_url"]["url"])
+        return None, [None]
+
+    monkeypatch.setattr(OpenAIServingChat, "render_chat_request", render)
+    looktwice, chat = object.__new__(LookTwice), object.__new__(InspectingChat)
+    chat.settings, looktwice.chat = limits, chat
+    monkeypatch.setattr(InspectingChat, "crops", lambda self, rendered: [rendered])
+    uri = data_uri(encoded(Image.new("1", (20, 20))))
+
+    async def ask() -> None:
+        chat.decoding = asyncio.Semaphore(1)
+        for _ in range(5):  # as References.add does
+            await looktwice.crops(uri)
+        with pytest.raises(PictureError, match=r"images\[\d\]: .* more pixels together"):
+            await looktwice.find([uri] * 5, None)
+        assert not chat.decoding.locked()
+
+    asyncio.run(ask())
 
 
 def test_a_request_waits_until_another_has_let_go_of_its_pictures() -> None:
