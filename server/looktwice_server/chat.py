@@ -25,7 +25,7 @@ from looktwice_server.decoded import HOLDING, DecodedPictures
 from looktwice_server.errors import PictureError, ReferenceOutdated, RequestError
 from looktwice_server.inspections import Crops, Finding, Inspections, together
 from looktwice_server.messages import checked_messages, count_images
-from looktwice_server.processor import compare
+from looktwice_server.processor import set_identity
 from looktwice_server.references import References
 from looktwice_server.schemas import InspectionOptions, ReferenceVersion
 from looktwice_server.settings import Settings, served
@@ -220,9 +220,9 @@ class InspectingChat(OpenAIServingChat):
         if reference is not None:
             items, hashes = engine_input["mm_kwargs"], engine_input["mm_hashes"]
             for index in images.keys() - set(options.reference_images):
-                images[index] = images[index].compared(reference.version)
-                hashes["image"][index] = images[index].mm_hash
-                compare(items["image"][index], images[index].mm_hash)
+                crops = images[index] = images[index].compared(reference.version)
+                hashes["image"][index] = crops.mm_hash
+                set_identity(items["image"][index], crops.mm_hash, crops.version)
         chosen = [index for index in images if index not in options.reference_images]
         try:
             findings = await together(self.inspections.inspect(images[index]) for index in chosen)
