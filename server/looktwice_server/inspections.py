@@ -24,13 +24,11 @@ from vllm.exceptions import VLLMError
 from looktwice_adapters.anomaly_map import Region, find_regions, stitch
 from looktwice_adapters.anomaly_prompt import ADVERBS, Adverb, adverb_index
 from looktwice_adapters.expert import Calibration
-from looktwice_adapters.facts import Verdict
+from looktwice_adapters.facts import THRESHOLD, Verdict, verdict_of
 from looktwice_server import metrics, schemas
 from looktwice_server.errors import ExpertUnavailable, ReferenceOutdated
 from looktwice_server.processor import against, crop_grid, image_key
 from looktwice_server.settings import Settings
-
-THRESHOLD = 0.5  # of a calibrated score
 
 T = TypeVar("T")
 Rpc = Callable[[str, tuple[Any, ...]], Awaitable[list[Any]]]
@@ -261,7 +259,7 @@ class Inspections:
         score: float = record["score"]
         verdict: Verdict | None = record["verdict"]
         if verdict is None:  # against a reference the map is calibrated already
-            verdict = "anomalous" if score >= THRESHOLD else "normal"
+            verdict = verdict_of(score)
             whole = self._calibration.map(whole)
         anomaly_map = whole.numpy()
         regions: list[Region] = []

@@ -151,7 +151,7 @@ class Inspection(Strict):
     """The anomaly score, calibrated: higher is more anomalous."""
     verdict: Verdict
     threshold: Unit
-    """The score from which on the verdict is anomalous."""
+    """The score from which on the verdict is anomalous; against a reference, above which."""
     severity: Adverb
     """The adverb that the language model was given: slightly below 0.3, highly from 0.7."""
     regions: list[Region]
