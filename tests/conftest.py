@@ -5,6 +5,17 @@ from openai import OpenAI
 
 from tests.serving import Server, running_server
 
+# Fixtures that start one. Tests that start one themselves are marked by hand.
+REAL_SERVERS = {"server", "two_processes", "served", "camera_server", "killed", "stock"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what asks for a real server, through other fixtures too."""
+    for item in items:
+        if REAL_SERVERS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.server)
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Server:

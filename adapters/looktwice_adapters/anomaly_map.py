@@ -15,8 +15,9 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from looktwice_adapters.facts import THRESHOLD
+
 MAX_SIDE = 1024  # pixels of the longer side of a map; more shows nothing that the tokens know
-REGION_THRESHOLD = 0.5  # of the calibrated map, as of the score
 PEAK_SHARE = 0.8  # of the peak: how far the one region of a map below the threshold reaches
 MAX_REGIONS = 50
 _ROWS, _COLUMNS = ("top", "", "bottom"), ("left", "", "right")
@@ -122,7 +123,7 @@ def find_regions(
         size: (width, height) of the picture, in whose pixels the boxes are.
         at_least_one: where nothing reaches 0.5, return what surrounds the peak.
     """
-    threshold = REGION_THRESHOLD
+    threshold = THRESHOLD
     if anomaly_map.max() < threshold:
         if not at_least_one:
             return []
@@ -142,7 +143,7 @@ def find_regions(
         )
     ]
     regions.sort(key=lambda region: region.score, reverse=True)
-    only_peak = anomaly_map.max() < REGION_THRESHOLD
+    only_peak = anomaly_map.max() < THRESHOLD
     return regions[: 1 if only_peak else MAX_REGIONS]
 
 

@@ -8,6 +8,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 Verdict = Literal["normal", "anomalous", "undecided"]
+THRESHOLD = 0.5  # of a calibrated score, and of a calibrated map
+
+
+def verdict_of(score: float) -> Verdict:
+    """What a calibrated score says by itself; a reference gives the verdict with the score."""
+    return "anomalous" if score >= THRESHOLD else "normal"
 
 
 def facts_sentence(verdict: Verdict, positions: Sequence[str], reference: str | None = None) -> str:

@@ -45,7 +45,7 @@ class FewShotJudgement(NamedTuple):
     """What a reference and the expert say of one picture."""
 
     anomaly_map: Tensor  # (B, h, w) calibrated, in [0, 1]
-    score: float  # calibrated, in [0, 1]; above 0.5 is anomalous
+    score: float  # calibrated, in [0, 1]; above 0.5, not at it, is anomalous
     p_value: float | None  # None: no good picture has a score to compare with
     verdict: Verdict
 

@@ -131,7 +131,10 @@ class Threshold:
         return (1 + sum(good >= score for good in self.scores)) / (len(self.scores) + 1)
 
     def verdict(self, score: float) -> Verdict:
-        """Anomalous above the threshold; undecided where only a higher rate could be promised."""
+        """Anomalous above the threshold; undecided where only a higher rate could be promised.
+
+        Not at it: the good picture that scores the same counts in the p-value.
+        """
         if score > self.value:
             return "anomalous"
         unlike_all = bool(self.scores) and score > self.scores[-1]

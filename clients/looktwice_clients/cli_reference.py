@@ -143,7 +143,7 @@ def list_all(as_json: bool, url: str | None, timeout: float) -> None:
             one.model_dump_json()
             if as_json
             else f"{printable(one.name):<{width}}  {one.images:>4} images  {one.patches:>6} patches"
-            f"  promises {one.promised_rate:.1%}{_guaranteed(one)}"
+            f"  promises {one.promised_rate:.1%} (guaranteed {one.guaranteed_rate:.1%})"
             f"  version {printable(one.version)}"
         )
 
@@ -252,12 +252,6 @@ def _sources(names: tuple[str, ...]) -> list[str]:
     return [target.path for target in targets]
 
 
-def _guaranteed(found: "Reference") -> str:
-    """The clause behind a promised rate; none where an older server did not say."""
-    rate = found.guaranteed_rate
-    return "" if rate is None else f" (guaranteed {rate:.1%})"
-
-
 def _print(found: "Reference", as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.model_dump(mode="json")))
@@ -271,7 +265,7 @@ def _print(found: "Reference", as_json: bool) -> None:
     click.echo(f"  {found.images} images, {found.patches} patches")
     click.echo(
         f"  false alarms: asked {found.false_alarm_rate:.1%}, promised {found.promised_rate:.1%}"
-        f"{_guaranteed(found)}; threshold {found.threshold:.3f}"
+        f" (guaranteed {found.guaranteed_rate:.1%}); threshold {found.threshold:.3f}"
     )
     for warning in found.warnings:
         click.echo(f"  warning: {printable(warning)}")

@@ -38,14 +38,15 @@ class Reference(BaseModel):
     """What was asked for."""
     promised_rate: float
     """What so few pictures can promise in practice: never below 1 / (pictures + 1)."""
-    guaranteed_rate: float | None = None
+    guaranteed_rate: float
     """What is guaranteed whatever the distribution: twice `promised_rate`, unless calibration
-    pictures alone were counted. None: an older server did not say."""
+    pictures alone were counted."""
     threshold: float
     """Of the server's raw evidence; the calibrated score's threshold is 0.5 with any reference."""
     created: int = 0
     """Seconds since 1970, UTC."""
     expert: str = ""
+    calibration: str = ""
     warnings: list[str] = []
     problem: str | None = None
     """Why the server cannot use it; what is not known then is 0 or empty."""

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from looktwice_server.errors import BodyTooLarge, RequestError, UnsupportedMediaType
-from looktwice_server.settings import Settings
+from looktwice_server.settings import served
 
 # A surrogate written as an escape; JSON allows half a pair, UTF-8 and the tokenizer do not.
 SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -43,7 +43,7 @@ class CheckedRequest(Request):
             BodyTooLarge: it has more bytes than this server takes.
         """
         if not hasattr(self, "_body"):
-            self._body = await self._read(Settings.from_environment().max_request_mb)
+            self._body = await self._read(served().max_request_mb)
         return self._body
 
     async def _read(self, limit_mb: int) -> bytes:

@@ -7,6 +7,7 @@ is put into the prompt behind the image.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Self
@@ -24,10 +25,10 @@ from looktwice_server.decoded import HOLDING, DecodedPictures
 from looktwice_server.errors import PictureError, ReferenceOutdated, RequestError
 from looktwice_server.inspections import Crops, Finding, Inspections, together
 from looktwice_server.messages import checked_messages, count_images
-from looktwice_server.processor import compare
+from looktwice_server.processor import set_identity
 from looktwice_server.references import References
 from looktwice_server.schemas import InspectionOptions, ReferenceVersion
-from looktwice_server.settings import Settings
+from looktwice_server.settings import Settings, served
 from looktwice_server.weights import ExpertSection
 
 
@@ -68,8 +69,7 @@ class ChatRequest(ChatCompletionRequest):
                 param="structured_outputs",
             )
         if "messages" in data:
-            limit = Settings.from_environment().max_images
-            data["messages"] = checked_messages(data["messages"], limit)
+            data["messages"] = checked_messages(data["messages"], served().max_images)
         check_keys(data)
         return data
 
@@ -158,11 +158,18 @@ class InspectingChat(OpenAIServingChat):
         return conversation, [engine_input]
 
     async def render(self, request: ChatCompletionRequest) -> Any:
-        """Check the request and let vLLM render it."""
-        request.messages = checked_messages(request.messages, self.settings.max_images)
-        check_keys(request.__dict__ | (request.model_extra or {}))
-        with DecodedPictures(self.settings, self.decoding):
+        """Check the request, unless it was when it was made, and let vLLM render it."""
+        if not isinstance(request, ChatRequest):  # of a batch from files
+            request.messages = checked_messages(request.messages, self.settings.max_images)
+            check_keys(request.__dict__ | (request.model_extra or {}))
+        with self.one_budget():
             return await super().render_chat_request(request)
+
+    def one_budget(self) -> AbstractContextManager[object]:
+        """Limits the pictures decoded inside together; within another one that one does."""
+        if DecodedPictures.current() is not None:
+            return nullcontext()
+        return DecodedPictures(self.settings, self.decoding)
 
     def crops(self, engine_input: Any) -> list[Crops]:
         """The crops of a rendered prompt's images, in order of appearance.
@@ -213,9 +220,9 @@ class InspectingChat(OpenAIServingChat):
         if reference is not None:
             items, hashes = engine_input["mm_kwargs"], engine_input["mm_hashes"]
             for index in images.keys() - set(options.reference_images):
-                images[index] = images[index].compared(reference.version)
-                hashes["image"][index] = images[index].mm_hash
-                compare(items["image"][index], images[index].mm_hash)
+                crops = images[index] = images[index].compared(reference.version)
+                hashes["image"][index] = crops.mm_hash
+                set_identity(items["image"][index], crops.mm_hash, crops.version)
         chosen = [index for index in images if index not in options.reference_images]
         try:
             findings = await together(self.inspections.inspect(images[index]) for index in chosen)

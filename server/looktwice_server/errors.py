@@ -4,7 +4,7 @@ RequestError (400)
 ├── PictureError (400)          what was sent is no picture that can be judged
 ├── UnknownModel (404)          another model's name
 ├── UnknownReference (404)      no reference of that name
-├── ReferenceOutdated (409)     the reference was made with other weights, or its file is broken
+├── ReferenceOutdated (409)     the reference was made with another expert, or its file is broken
 ├── BodyTooLarge (413)          more bytes than the server takes
 ├── UnsupportedMediaType (415)  the body is not said to be JSON
 ├── ExpertUnavailable (503)     the worker could not inspect now
@@ -12,7 +12,8 @@ RequestError (400)
 SettingsError                 the server cannot start like this
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from fastapi import Request
@@ -30,6 +31,18 @@ class RequestError(Exception):
         """Take the sentence for the caller and the request's key that it is about."""
         super().__init__(message)
         self.param = param
+
+
+@contextmanager
+def naming(key: str, index: int) -> Iterator[None]:
+    """Let an error about one of a request's pictures name it; one about its reference does not."""
+    try:
+        yield
+    except RequestError as error:
+        if error.param != "reference":
+            error.args = (f"{key}[{index}]: {error}",)
+            error.param = key
+        raise
 
 
 class PictureError(RequestError):

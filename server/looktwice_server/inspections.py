@@ -24,13 +24,11 @@ from vllm.exceptions import VLLMError
 from looktwice_adapters.anomaly_map import Region, find_regions, stitch
 from looktwice_adapters.anomaly_prompt import ADVERBS, Adverb, adverb_index
 from looktwice_adapters.expert import Calibration
-from looktwice_adapters.facts import Verdict
+from looktwice_adapters.facts import THRESHOLD, Verdict, verdict_of
 from looktwice_server import metrics, schemas
 from looktwice_server.errors import ExpertUnavailable, ReferenceOutdated
 from looktwice_server.processor import against, crop_grid, image_key
 from looktwice_server.settings import Settings
-
-THRESHOLD = 0.5  # of a calibrated score
 
 T = TypeVar("T")
 Rpc = Callable[[str, tuple[Any, ...]], Awaitable[list[Any]]]
@@ -62,15 +60,19 @@ class Finding:
     size: tuple[int, int]
     p_value: float | None = None  # against a reference
 
-    def inspection(self, **context: Any) -> schemas.Inspection:
-        """This finding as the answer to a request.
-
-        Args:
-            context: `image`, `model`, `expert`, `reference` and `with_map`.
-        """
-        with_map = context.pop("with_map")
+    def inspection(
+        self,
+        *,
+        image: int,
+        model: str,
+        expert: str,
+        reference: schemas.ReferenceVersion | None,
+        with_map: bool,
+    ) -> schemas.Inspection:
+        """This finding as the answer to a request, of whose pictures it is the `image`th."""
         return schemas.Inspection(
             id=f"insp_{uuid.uuid4().hex}",
+            image=image,
             score=self.score,
             verdict=self.verdict,
             threshold=THRESHOLD,
@@ -81,12 +83,14 @@ class Finding:
                 )
                 for region in self.regions
             ],
+            reference=reference,
             p_value=self.p_value,
             width=self.size[0],
             height=self.size[1],
             map=schemas.AnomalyMap(png=_png(self.anomaly_map)) if with_map else None,
+            model=model,
+            expert=expert,
             created=int(time.time()),
-            **context,
         )
 
 
@@ -255,7 +259,7 @@ class Inspections:
         score: float = record["score"]
         verdict: Verdict | None = record["verdict"]
         if verdict is None:  # against a reference the map is calibrated already
-            verdict = "anomalous" if score >= THRESHOLD else "normal"
+            verdict = verdict_of(score)
             whole = self._calibration.map(whole)
         anomaly_map = whole.numpy()
         regions: list[Region] = []

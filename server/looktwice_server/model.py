@@ -36,7 +36,7 @@ from looktwice_server.processor import (
     version_in,
 )
 from looktwice_server.reference_store import LoadedReferences, ReferenceStore
-from looktwice_server.settings import Settings
+from looktwice_server.settings import served
 from looktwice_server.weights import ExpertSection, decoder_file
 
 # Phrase, then global token and selected tokens (Anomaly-OV), or prompt embeddings (AnomalyGPT).
@@ -114,7 +114,7 @@ class LookTwiceForConditionalGeneration(LlavaOnevisionForConditionalGeneration, 
         self.register_buffer(
             "phrase_token_ids", torch.tensor(self.section.phrase_token_ids), persistent=False
         )
-        settings = Settings.from_environment()
+        settings = served()
         self.cache = EmbeddingCache(settings.embeddings_cached_mb * 2**20)
         self.references = LoadedReferences(
             ReferenceStore(settings.references, settings.max_references),

@@ -24,7 +24,7 @@ from yarl import URL
 from looktwice_server.decoded import DecodedPictures
 from looktwice_server.errors import PictureError
 from looktwice_server.plugin import MEDIA_CONNECTOR
-from looktwice_server.settings import Settings
+from looktwice_server.settings import Settings, served
 
 # What Pillow reads safely and cameras write; PostScript, PDF and the like stay closed. A phone's
 # MPO is a JPEG with a second picture behind the first.
@@ -42,9 +42,13 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# IPv6 addresses that lead to an IPv4 address inside (RFC 6052), and to a site's own (RFC 8215).
+# The only IPv6 addresses that the public network routes (RFC 4291), and those that lead to an IPv4
+# address inside (RFC 6052). Python calls nearly all others global too: a site's own (fec0::/10,
+# RFC 3879; 64:ff9b:1::/48, RFC 8215), and IPv4 ones in spellings long deprecated (::10.0.0.1).
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
+# For protocols' own use (RFC 6890), a cloud's metadata among it; Python calls most of it global.
+PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")
 SHOWN = 100  # characters of a URL that an error repeats
 # A picture of the largest size takes half a GB while it is decoded: never many at once.
 DECODERS = ThreadPoolExecutor(2, "decode")
@@ -221,11 +225,10 @@ def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
         inner = address.ipv4_mapped or address.sixtofour
         if address in NAT64:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if address in LOCAL_NAT64:
-            return False
         if inner is not None:
             return _is_public(inner)
-    return address.is_global and not address.is_multicast
+        return address in GLOBAL_UNICAST and address.is_global
+    return address.is_global and not address.is_multicast and address not in PROTOCOLS
 
 
 async def fetch(url: str, allowed: frozenset[str], settings: Settings) -> bytes:
@@ -337,7 +340,7 @@ class PictureConnector(MediaConnector):
         Raises:
             PictureError: it cannot be had.
         """
-        settings = Settings.from_environment()
+        settings = served()
         scheme = image_url.partition(":")[0].lower()
         if scheme == "data":
             return await _decoded(decode_data_uri, image_url, settings)

@@ -89,12 +89,12 @@ def version_in(data: Tensor) -> str | None:
     return version if version.strip("0") else None
 
 
-def compare(item: MultiModalKwargsItem, mm_hash: str) -> None:
-    """Put an image's key, and the version in its identity, beside its crops."""
+def set_identity(item: MultiModalKwargsItem, mm_hash: str, version: str | None = None) -> None:
+    """Put an image's key, and the version that it is compared with, beside its crops."""
     field = MultiModalBatchedField(keep_on_cpu=True)
-    version = mm_hash.partition(".")[2] or "00" * VERSION_BYTES
+    compared = bytes.fromhex(version or "00" * VERSION_BYTES)
     # vLLM hands over tensors only.
-    for name, data in ((IMAGE_KEY, image_key(mm_hash)), (VERSION_KEY, bytes.fromhex(version))):
+    for name, data in ((IMAGE_KEY, image_key(mm_hash)), (VERSION_KEY, compared)):
         value = torch.tensor(list(data), dtype=torch.uint8)
         item[name] = MultiModalFieldElem(data=value, field=field)
 
@@ -160,4 +160,4 @@ def _add_keys(kwargs: MultiModalKwargsItems, mm_hashes: list[str]) -> None:
     """Put the key beside each image's crops."""
     for item, mm_hash in zip(kwargs.get("image", ()), mm_hashes, strict=True):
         if item is not None:
-            compare(item, mm_hash)
+            set_identity(item, mm_hash)

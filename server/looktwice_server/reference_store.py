@@ -34,7 +34,7 @@ VERSION_DIGITS = 16
 GRACE_SECONDS = 3600  # that a version outlives its name
 YOUNG_SECONDS = 120  # that it does even where there is no room for it
 TEMPORARY = ".part"
-FORMAT = 3  # of cards and files: what thresholds are of, and which grid pictures are cut on
+FORMAT = 4  # of cards and files: what thresholds are of, and what a card tells of its making
 
 
 def checked_name(name: str) -> str:
@@ -93,10 +93,8 @@ class ReferenceStore:
                 f"the reference {name!r} was made by another version of LookTwice; add it again"
             )
         try:
-            # Cards written before this was counted: the safe reading.
-            kept.setdefault("guaranteed_rate", min(1.0, 2 * kept["promised_rate"]))
             card = Reference.model_validate(kept)
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             return _lost(name, problem or _broken(name))
         if problem is None and not self.path(card.version).exists():
             problem = _broken(name)
@@ -268,6 +266,7 @@ def _lost(name: str, problem: str) -> Reference:
         threshold=0.0,
         created=0,
         expert="",
+        calibration="",
         warnings=[],
         problem=problem,
     )

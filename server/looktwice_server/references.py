@@ -25,6 +25,7 @@ from looktwice_server.errors import (
     ReferenceOutdated,
     RequestError,
     StoreFull,
+    naming,
 )
 from looktwice_server.inspections import Crops, Inspections, payload
 from looktwice_server.reference_store import ReferenceStore
@@ -59,13 +60,15 @@ class References:
         store: ReferenceStore,
         inspections: Inspections,
         expert: str,
+        calibration: str,
         settings: Settings,
         prior: NormalScores = NORMAL,
     ) -> None:
-        """Take the store, who asks the workers, the hash of the served expert and its prior."""
+        """Take the store, who asks the workers, and of the served expert its hashes and prior."""
         self.store = store
         self._inspections = inspections
         self._expert = expert
+        self._calibration = calibration
         self._settings = settings
         self._prior = prior
         self._one_at_a_time = asyncio.Lock()
@@ -77,7 +80,7 @@ class References:
 
         Raises:
             UnknownReference: there is none of that name.
-            ReferenceOutdated: it was made with other weights, or is broken.
+            ReferenceOutdated: it was made with another expert, or is broken.
         """
         if name is None:
             return None
@@ -102,12 +105,15 @@ class References:
 
     def _on_this_server(self, card: Reference) -> Reference:
         """The card with the problem that another expert made it, if so."""
-        if card.problem is not None or card.expert == self._expert:
+        if card.problem is not None:
             return card
-        problem = (
-            f"the reference {card.name!r} was made with the expert {card.expert}, this server "
-            f"runs {self._expert}; add it again"
-        )
+        if card.expert != self._expert:
+            made = f"the expert {card.expert}, this server runs {self._expert}"
+        elif card.calibration != self._calibration:
+            made = "another calibration of the expert than this server's"
+        else:
+            return card
+        problem = f"the reference {card.name!r} was made with {made}; add it again"
         return card.model_copy(update={"problem": problem})
 
     async def add(self, name: str, request: ReferenceRequest, fetch: Fetch) -> Reference:
@@ -148,6 +154,7 @@ class References:
                 threshold=threshold.value,
                 created=int(time.time()),
                 expert=self._expert,
+                calibration=self._calibration,
                 warnings=built.warnings,
             )
             await asyncio.to_thread(self.store.name, card)
@@ -194,13 +201,9 @@ class References:
         seen: dict[str, list[Seen]] = {key: [] for key in groups}
 
         async def see(key: str, index: int, grid: Grid | None) -> tuple[Grid, Seen]:
-            try:
+            with naming(key, index):
                 crops = await fetch(groups[key][index])
                 one = await self._look(crops, grid, turned=turned and key == "images")
-            except RequestError as error:
-                error.args = (f"{key}[{index}]: {error}",)
-                error.param = key
-                raise
             self._check_memory([one, *chain(*seen.values())], key, index)
             return self._inspections.grid(crops), one
 

@@ -6,6 +6,8 @@ pass the checks by; it answers 404.
 
 import asyncio
 from argparse import Namespace
+from collections.abc import Sequence
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ from looktwice_server.errors import (
     RequestError,
     UnknownModel,
     http_error_response,
+    naming,
     request_error_response,
 )
 from looktwice_server.inspections import Crops, Finding, Inspections, together
@@ -47,8 +50,8 @@ from looktwice_server.schemas import (
     ReferenceRequest,
     ReferenceVersion,
 )
-from looktwice_server.settings import Settings
-from looktwice_server.weights import judging_file
+from looktwice_server.settings import Settings, served
+from looktwice_server.weights import calibration_hash, judging_file
 
 SERVED = frozenset(
     {
@@ -112,9 +115,7 @@ async def create_inspections(request: InspectionsRequest, raw_request: Request) 
             param="images",
         )
     reference = await looktwice.references.resolve(request.reference)
-    findings = await together(
-        looktwice.find(url, index, reference) for index, url in enumerate(request.images)
-    )
+    findings = await looktwice.find(request.images, reference)
     return InspectionList(
         model=looktwice.model_name,
         data=[
@@ -181,6 +182,7 @@ class LookTwice:
             ),
             inspections,
             self.expert,
+            calibration_hash(hf_config),
             settings,
             calibration.normal_scores,
         )
@@ -213,22 +215,27 @@ class LookTwice:
         [crops] = self.chat.crops(engine_input)
         return crops
 
-    async def find(self, url: str, index: int, reference: ReferenceVersion | None) -> Finding:
-        """Inspect the picture behind a URL or data URI.
+    async def find(
+        self, urls: Sequence[str], reference: ReferenceVersion | None
+    ) -> Sequence[Finding]:
+        """Inspect the pictures behind a request's URLs or data URIs.
 
         Raises:
-            RequestError: it cannot be had or inspected; the message names its index.
+            RequestError: one cannot be had or inspected; the message names its index.
         """
-        try:
-            crops = await self.crops(url)
-            if reference is not None:
-                crops = crops.compared(reference.version)
-            return await self.chat.inspections.inspect(crops)
-        except RequestError as error:
-            if error.param != "reference":
-                error.args = (f"images[{index}]: {error}",)
-                error.param = "images"
-            raise
+
+        async def read(index: int, url: str) -> Crops:
+            with naming("images", index):
+                crops = await self.crops(url)
+            return crops if reference is None else crops.compared(reference.version)
+
+        async def inspect(index: int, crops: Crops) -> Finding:
+            with naming("images", index):
+                return await self.chat.inspections.inspect(crops)
+
+        with self.chat.one_budget():  # not while they are inspected: others may decode
+            pictures = await together(starmap(read, enumerate(urls)))
+        return await together(starmap(inspect, enumerate(pictures)))
 
     def answer(
         self,
@@ -274,8 +281,6 @@ class InspectionRoutes:
         assert engine_client is not None  # given for every task but `render`
         # Maps and crops are small: a second thread only waits for the core on which the worker is.
         torch.set_num_threads(1)
-        state.looktwice = LookTwice(
-            engine_client, state.openai_serving_chat, Settings.from_environment()
-        )
+        state.looktwice = LookTwice(engine_client, state.openai_serving_chat, served())
         # Batches from files (vLLM's run-batch) ask the handler in the state.
         state.openai_serving_chat = state.looktwice.chat

@@ -81,6 +81,8 @@ class Reference(Strict):
     created: int
     expert: str
     """Hash of the weights that judge: the expert's, or AnomalyGPT's decoder's."""
+    calibration: str
+    """Hash of the expert's sizes and calibration, which stand beside its weights."""
     warnings: list[str]
     problem: str | None = None
     """Why it cannot be used; what is not known then is 0 or empty."""
@@ -149,7 +151,7 @@ class Inspection(Strict):
     """The anomaly score, calibrated: higher is more anomalous."""
     verdict: Verdict
     threshold: Unit
-    """The score from which on the verdict is anomalous."""
+    """The score from which on the verdict is anomalous; against a reference, above which."""
     severity: Adverb
     """The adverb that the language model was given: slightly below 0.3, highly from 0.7."""
     regions: list[Region]

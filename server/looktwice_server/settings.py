@@ -5,6 +5,7 @@ The launcher writes them before any process starts, so that all processes read t
 
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,3 +63,13 @@ class Settings:
                 raise SettingsError(f"{variable} must be a positive whole number, got {text!r}")
             values[name] = int(text)
         return cls(**values)
+
+
+@cache
+def served() -> Settings:
+    """The settings of the server that this process belongs to, read once.
+
+    Raises:
+        SettingsError: a value is not a positive whole number.
+    """
+    return Settings.from_environment()

@@ -4,7 +4,9 @@ The launcher writes `anomaly_expert`, and `anomalygpt` where its decoder takes t
 into the config that vLLM hands to every process; the checkpoint on disk stays as it is.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -81,3 +83,13 @@ def judging_file(hf_config: Any) -> tuple[Path, Calibration]:
         return decoder, AnomalyGPT.load(decoder).config.calibration
     section = ExpertSection.from_config(hf_config)
     return section.weights, section.config.calibration
+
+
+def calibration_hash(hf_config: Any) -> str:
+    """The name, 16 hexadecimal digits, of all that the section says beside its weights.
+
+    Evidence against a reference follows it as it follows them. A decoder's own calibration lies in
+    its file.
+    """
+    config = asdict(ExpertSection.from_config(hf_config).config)
+    return sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from looktwice_adapters.facts import facts_sentence
+from looktwice_adapters.facts import THRESHOLD, facts_sentence, verdict_of
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,8 @@ from looktwice_adapters.facts import facts_sentence
 )
 def test_facts_sentence_is_exactly(arguments, sentence):
     assert facts_sentence(*arguments) == sentence
+
+
+def test_a_score_at_the_threshold_is_anomalous():
+    assert verdict_of(THRESHOLD) == "anomalous"
+    assert verdict_of(THRESHOLD - 1e-9) == "normal"

@@ -50,6 +50,12 @@ def test_verdict_and_p_value_say_the_same_where_there_are_enough(count, rate):
         assert (threshold.verdict(score) == "anomalous") == flagged
 
 
+def test_a_score_at_a_references_threshold_is_as_common_as_its_p_value_says():
+    threshold = fit(np.arange(19.0))
+    assert threshold.p_value(threshold.value) == pytest.approx(0.1)
+    assert threshold.verdict(threshold.value) == "normal"
+
+
 def test_with_few_pictures_what_is_unlike_all_of_them_is_undecided_before_it_is_anomalous():
     threshold = fit([0.0, 0.3, -0.2])
     verdicts = [threshold.verdict(score) for score in (-1, 0.3, 0.31, threshold.value + 1e-6, 99)]

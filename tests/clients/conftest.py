@@ -93,6 +93,7 @@ def reference_of(name: str, images: int, rate: float) -> dict[str, Any]:
         "threshold": -1.5,
         "created": 1764000000,
         "expert": "0123abcd",
+        "calibration": "4567cdef",
         "warnings": ["few"] if promised > rate else [],
         "problem": None,
         "thumbnails": None,

@@ -26,8 +26,6 @@ from tests.clients.conftest import SQUARE_HOLES
 from tests.clients.mcp_sessions import http_server, over_http, over_stdio
 from tests.serving import Server
 
-pytestmark = pytest.mark.server
-
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 GOOD, SCRATCHED = EXAMPLES / "good.png", EXAMPLES / "scratched.png"
 

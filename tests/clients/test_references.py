@@ -49,7 +49,7 @@ def test_the_async_client_says_the_same(wire: WireServer) -> None:
 def test_a_thumbnail_that_is_none_is_a_reply_error() -> None:
     reference = Reference(
         name="x", version="1", images=1, patches=1, false_alarm_rate=0.05, promised_rate=1.0,
-        threshold=0.0, thumbnails=["AAAA"],
+        guaranteed_rate=1.0, threshold=0.0, thumbnails=["AAAA"],
     )  # fmt: skip
     with pytest.raises(ReplyError, match="no JPEG"):
         reference.pictures()

@@ -79,7 +79,6 @@ def row(note: str, name: str) -> list[str]:
     return [line for line in note.splitlines() if line.startswith(f"| {name} |")]
 
 
-@pytest.mark.server
 def test_the_note_has_every_picture_with_its_facts_and_the_remarks(
     shift_agent: ModuleType, server: Server
 ) -> None:
@@ -97,7 +96,6 @@ def test_the_note_has_every_picture_with_its_facts_and_the_remarks(
     assert "region [" in model.everything_told()
 
 
-@pytest.mark.server
 def test_a_model_that_was_talked_into_lies_can_neither_hide_a_defect_nor_reach_a_file(
     shift_agent: ModuleType, server: Server, tmp_path: Path
 ) -> None:
@@ -131,7 +129,6 @@ def test_a_model_that_was_talked_into_lies_can_neither_hide_a_defect_nor_reach_a
     assert all(line.startswith(">") for line in remarks.strip().splitlines())
 
 
-@pytest.mark.server
 def test_what_only_the_reference_reveals_is_in_the_note_with_its_name(
     shift_agent: ModuleType, server: Server, plates: str
 ) -> None:
@@ -146,7 +143,6 @@ def test_what_only_the_reference_reveals_is_in_the_note_with_its_name(
     assert f"Reference: {plates}." in str(model.told[0][-1].content)
 
 
-@pytest.mark.server
 @pytest.mark.parametrize(
     "calls", [[inspect("picture-1")], [inspect("picture-1"), inspect("picture-1", reference="no")]]
 )

@@ -15,5 +15,6 @@ def card(name: str, version: str, expert: str = "mine", created: int = 0) -> Ref
         threshold=0.1,
         created=created,
         expert=expert,
+        calibration="own",
         warnings=[],
     )

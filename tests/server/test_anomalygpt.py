@@ -155,7 +155,6 @@ def asked(server: Server, picture: Image.Image, **keys) -> dict:
     return answer.data
 
 
-@pytest.mark.server
 @pytest.mark.parametrize("size", [(224, 224, 0), (640, 480, 1), (300, 900, 2)])
 def test_scores_and_answers_equal_the_same_parts_in_plain_torch(served, plain, decoder, size):
     picture = draw(*size)
@@ -169,7 +168,6 @@ def test_scores_and_answers_equal_the_same_parts_in_plain_torch(served, plain, d
     assert answer["choices"][0]["message"]["content"] == said
 
 
-@pytest.mark.server
 def test_inspections_without_the_language_model_equal_the_detectors(served, detector):
     for size in ((224, 224, 0), (640, 480, 1), (300, 900, 2)):
         picture = draw(*size)
@@ -182,7 +180,6 @@ def test_inspections_without_the_language_model_equal_the_detectors(served, dete
         assert difference.max() < 1 / 255
 
 
-@pytest.mark.server
 def test_references_and_decoder_judge_together(served, detector, plain, decoder):
     good = [plate(seed) for seed in range(6)]
     images = {"images": [uri(picture) for picture in good]}

@@ -6,16 +6,18 @@ import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.testclient import TestClient
 
+from looktwice_server import body
 from looktwice_server.body import CheckedRoute, parse_object, shown
 from looktwice_server.errors import RequestError, request_error_response
 from looktwice_server.messages import checked_messages
 from looktwice_server.schemas import InspectionsRequest
+from looktwice_server.settings import Settings
 
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> TestClient:
     """An app with one checked route that takes a megabyte and says how many images came."""
-    monkeypatch.setenv("LOOKTWICE_MAX_REQUEST_MB", "1")
+    monkeypatch.setattr(body, "served", lambda: Settings(max_request_mb=1))
     router = APIRouter(route_class=CheckedRoute)
 
     @router.post("/")

@@ -54,7 +54,8 @@ async def looking(method: str, args: tuple) -> list[dict]:
 def references(folder: Path, **limits: int) -> References:
     settings = Settings(references=folder, **limits)
     store = ReferenceStore(folder, settings.max_references)
-    return References(store, Inspections(looking, CONFIG, Calibration(), settings), "e", settings)
+    inspections = Inspections(looking, CONFIG, Calibration(), settings)
+    return References(store, inspections, "e", "c", settings)
 
 
 def test_a_conversations_pictures_keep_within_the_memory_for_making_a_reference(tmp_path):

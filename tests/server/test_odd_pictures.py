@@ -24,7 +24,6 @@ from tests.server.wire import (
 )
 from tests.serving import Server
 
-pytestmark = pytest.mark.server
 SIZE = (160, 96)
 ORIENTATION = 0x0112  # the EXIF tag
 Finder = Callable[[bytes], dict[str, Any]]

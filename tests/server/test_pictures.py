@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from aiohttp.abc import AbstractResolver
 from PIL import Image, ImageFile
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 
 from looktwice_server import pictures
+from looktwice_server.chat import InspectingChat
 from looktwice_server.decoded import DecodedPictures
 from looktwice_server.errors import PictureError
 from looktwice_server.pictures import (
@@ -25,7 +27,9 @@ from looktwice_server.pictures import (
     decode,
     decode_data_uri,
     fetch,
+    refuse_private,
 )
+from looktwice_server.routes import LookTwice
 from looktwice_server.settings import Settings
 from tests.server.bad_input_table import camera
 from tests.server.wire import data_uri, encoded, good_uri, scratched
@@ -129,6 +133,34 @@ def test_the_pictures_of_a_request_are_limited_together_before_they_are_decoded(
         assert not places.locked()
 
     asyncio.run(four_then_one_more())
+
+
+def test_the_pictures_of_inspections_have_one_budget_and_a_references_one_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = replace(SETTINGS, max_pixels=400, min_side=1)
+    monkeypatch.setattr(pictures, "served", lambda: limits)
+
+    async def render(self: Any, request: Any) -> Any:
+        [part] = request.messages[0]["content"]
+        await PictureConnector().fetch_image_async(part["image_url"]["url"])
+        return None, [None]
+
+    monkeypatch.setattr(OpenAIServingChat, "render_chat_request", render)
+    looktwice, chat = object.__new__(LookTwice), object.__new__(InspectingChat)
+    chat.settings, looktwice.chat = limits, chat
+    monkeypatch.setattr(InspectingChat, "crops", lambda self, rendered: [rendered])
+    uri = data_uri(encoded(Image.new("1", (20, 20))))
+
+    async def ask() -> None:
+        chat.decoding = asyncio.Semaphore(1)
+        for _ in range(5):  # as References.add does
+            await looktwice.crops(uri)
+        with pytest.raises(PictureError, match=r"images\[\d\]: .* more pixels together"):
+            await looktwice.find([uri] * 5, None)
+        assert not chat.decoding.locked()
+
+    asyncio.run(ask())
 
 
 def test_a_request_waits_until_another_has_let_go_of_its_pictures() -> None:
@@ -338,6 +370,34 @@ def test_urls_that_are_none_are_refused(url: str) -> None:
 def test_an_address_in_other_digits_is_the_address_that_is_connected_to(host: str) -> None:
     with pytest.raises(PictureError, match="private addresses"):
         download(f"http://{host}:9/a.png", frozenset())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("fec0::1", "feff::1"),  # site-local
+        *("::10.0.0.1", "::8.8.8.8", "::ffff:0:10.0.0.1"),  # IPv4 in deprecated spellings
+        *("64:ff9b:1::8.8.8.8", "64:ff9b::10.0.0.1", "::ffff:10.0.0.1"),
+        *("2002:a00:1::", "2002:c0a8:101::1"),  # 6to4 of 10.0.0.1 and 192.168.1.1
+        *("2001:0:808:808:0:0:f5ff:fffe", "2001:0:a00:1::"),  # Teredo
+        *("5f00::1", "4000::1", "2001:db8::1", "ff0e::1"),
+        *("192.0.0.192", "192.0.0.9"),
+    ],
+)
+def test_an_address_that_the_public_network_does_not_route_is_refused(address: str) -> None:
+    with pytest.raises(PictureError, match="private addresses"):
+        refuse_private(address, "camera")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("93.184.216.34", "2606:4700::1", "2001:4860:4860::8888"),
+        *("::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1"),  # lead to a public IPv4 one
+    ],
+)
+def test_a_public_address_may_be_asked(address: str) -> None:
+    refuse_private(address, "camera")
 
 
 def test_an_error_repeats_only_the_beginning_of_a_long_url() -> None:

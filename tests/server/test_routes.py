@@ -44,7 +44,6 @@ def requests_to(route: BaseRoute) -> list[Sent]:
     return [Sent(path, BODY, method=method) for method in sorted(methods)]
 
 
-@pytest.mark.server
 def test_every_route_of_vllms_that_is_not_on_the_list_answers_404(
     server: Server, vllm_routes: list[BaseRoute]
 ) -> None:
@@ -58,14 +57,12 @@ def test_every_route_of_vllms_that_is_not_on_the_list_answers_404(
         assert answer.error["message"].startswith(f"{sent.method} {sent.path[:100]} is not served")
 
 
-@pytest.mark.server
 def test_the_servers_own_description_lists_nothing_else(server: Server) -> None:
     described = ask(server, Sent("/openapi.json", method="GET")).data["paths"]
     assert set(described) <= SERVED | OURS
     assert set(described) >= OURS
 
 
-@pytest.mark.server
 def test_no_other_route_that_is_served_takes_a_picture(server: Server) -> None:
     described = ask(server, Sent("/openapi.json", method="GET")).data["paths"]
     for path in sorted((SERVED | set(described)) - OURS):
@@ -75,7 +72,6 @@ def test_no_other_route_that_is_served_takes_a_picture(server: Server) -> None:
             assert not isinstance(answer.data, dict) or "choices" not in answer.data, path
 
 
-@pytest.mark.server
 @pytest.mark.parametrize("path", ["/v1/chat/completions/", "/v1/../v1/responses", "//v1/responses"])
 def test_a_path_spelled_otherwise_opens_nothing(server: Server, path: str) -> None:
     assert ask(server, Sent(path, BODY)).status in (307, 404)

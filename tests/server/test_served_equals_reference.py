@@ -21,8 +21,6 @@ from looktwice_server.launch import CHECKOUT_MODELS
 from tests.parity.pictures import draw
 from tests.parity.reference import Reference, Seen
 
-pytestmark = pytest.mark.server
-
 NANO = CHECKOUT_MODELS / "nano"
 QUESTION = "Is there a defect in this picture, and where?"
 TOKENS = 24

@@ -19,7 +19,8 @@ from torch.nn.functional import normalize
 
 from looktwice_adapters.datasets import Sample, read_sample
 from looktwice_adapters.evaluate.baselines import RANDOM, BaselineError, first_line
-from looktwice_adapters.evaluate.judge import THRESHOLD, Judgement
+from looktwice_adapters.evaluate.judge import Judgement
+from looktwice_adapters.facts import verdict_of
 
 PAPERS_MODEL = "ViT-B-16-plus-240@laion400m_e31"  # WinCLIP's
 GRID = 6  # cells a side
@@ -78,10 +79,10 @@ class ClipJudge:
         picture = read_sample(sample)
         score = float(self._scores([picture])[0])
         if not self.windows:
-            return Judgement(score, "anomalous" if score >= THRESHOLD else "normal")
+            return Judgement(score, verdict_of(score))
         anomaly_map = self._window_map(picture, score)
         score = (score + float(anomaly_map.max())) / 2
-        return Judgement(score, "anomalous" if score >= THRESHOLD else "normal", anomaly_map)
+        return Judgement(score, verdict_of(score), anomaly_map)
 
     def _scores(self, pictures: list[NDArray[np.uint8]]) -> Tensor:
         """Probability (B,) of damaged."""

@@ -18,8 +18,9 @@ from looktwice_adapters.anomaly_map import stitch
 from looktwice_adapters.anomalygpt import AnomalyGPT
 from looktwice_adapters.checkpoint import file_hash, load_expert
 from looktwice_adapters.datasets import AnyRes, Sample, read_sample
-from looktwice_adapters.evaluate.judge import THRESHOLD, Judgement
+from looktwice_adapters.evaluate.judge import Judgement
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
+from looktwice_adapters.facts import verdict_of
 from looktwice_adapters.few_shot import Looked, Reference, build, common_grid, look
 from looktwice_adapters.llm_tower import LlmTower
 from looktwice_adapters.recut import Cut, Grid
@@ -152,7 +153,7 @@ class Detector:
         calibration = self.judging.config.calibration
         calibrated = calibration.map(whole).numpy().astype(np.float32)
         score = float(calibration.score(raw.double(), significance))
-        return Judgement(score, "anomalous" if score >= THRESHOLD else "normal", calibrated)
+        return Judgement(score, verdict_of(score), calibrated)
 
 
 class ExpertJudge:

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from looktwice_adapters.datasets import NORMAL, Sample
 from looktwice_adapters.facts import Verdict
 
-THRESHOLD = 0.5  # of a calibrated score
-
 T = TypeVar("T")
 
 

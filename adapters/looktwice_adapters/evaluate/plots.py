@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from looktwice_adapters.evaluate.judge import THRESHOLD
 from looktwice_adapters.evaluate.product import Case
+from looktwice_adapters.facts import THRESHOLD
 
 SIZE = (3.4, 2.9)  # inches
 NORMAL_COLOUR, ANOMALOUS_COLOUR = "#3b6fb6", "#c8553d"

@@ -23,9 +23,8 @@ from looktwice_adapters.anomaly_prompt import adverb_index
 from looktwice_adapters.checkpoint import section_beside
 from looktwice_adapters.datasets import read_image
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig, ExpertOutput
-from looktwice_adapters.facts import facts_sentence
+from looktwice_adapters.facts import facts_sentence, verdict_of
 
-THRESHOLD = 0.5  # of a calibrated score, as the server's
 NOT_THE_EXPERTS = ("weights", "phrase_token_ids")  # of the config's section: the server's
 
 
@@ -124,7 +123,7 @@ class FrozenSight:
         self, score: float, significance: Tensor, size: tuple[int, int], grid: tuple[int, int]
     ) -> str:
         """The facts sentence of a picture without a reference."""
-        if score < THRESHOLD:
+        if verdict_of(score) == "normal":
             return facts_sentence("normal", [])
         extent, side = (size[1], size[0]), self.config.vision_config.image_size
         calibration = self.expert.config.calibration
