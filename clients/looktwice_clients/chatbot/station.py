@@ -130,9 +130,23 @@ class Station:
                 yield "", talk, gr.skip()
         except (LookTwiceError, openai.OpenAIError) as error:
             sorry = self.words("chat.stopped", detail=self.explain(error))
+            if session.row.product is not None and _is_unknown_reference(error):
+                sorry = self.words("chat.removed", product=session.row.product)
             yield self.problem(sorry), session.talk, question
         else:
             session.talk = talk
+            yield self._agreement(session), gr.skip(), gr.skip()
+
+    def _agreement(self, session: Session) -> str:
+        """The notice where the last answer's facts are not those of the page; else "".
+
+        The server inspects with every question, and the product may have been replaced meanwhile.
+        """
+        row, now_found = session.row, session.conversation.inspection
+        if now_found is None or (row.verdict, row.product_version) == _judged(now_found):
+            return ""
+        verdict = self.words.word("verdict", now_found.verdict)
+        return self.problem(self.words("chat.changed", verdict=verdict))
 
     async def forget(self, session: Session | None) -> str:
         """Begin the conversation about the same picture anew; the notice."""
@@ -312,20 +326,31 @@ def _visitor(request: gr.Request) -> dict[str, str]:
     return {"owner": scope["owner"], "operator": scope["operator"]}
 
 
+def _judged(inspection: Inspection) -> tuple[str, str | None]:
+    """The verdict, and the version of the product that it was found with."""
+    reference = inspection.reference
+    return inspection.verdict, reference.version if reference else None
+
+
+def _is_unknown_reference(error: Exception) -> bool:
+    """Whether the server knows no reference of the name that it was given."""
+    return isinstance(error, openai.NotFoundError) and error.param == "reference"
+
+
 def _row(
     inspection: Inspection, file_name: str, overlay: bytes, request: gr.Request
 ) -> InspectionRow:
     """What the history keeps of an inspection."""
-    reference = inspection.reference
+    verdict, product_version = _judged(inspection)
     by_score = sorted(inspection.regions, key=lambda region: -region.score)
     return InspectionRow(
         id=new_id(),
         **_visitor(request),
         created=now(),
         file_name=printable(file_name),
-        product=reference.name if reference else None,
-        product_version=reference.version if reference else None,
-        verdict=inspection.verdict,
+        product=inspection.reference.name if inspection.reference else None,
+        product_version=product_version,
+        verdict=verdict,
         score=inspection.score,
         threshold=inspection.threshold,
         severity=inspection.severity,

@@ -133,6 +133,43 @@ def test_answers_grow_and_follow_up_questions_remember_the_talk(play, scratched)
     assert talk[-1]["content"] == "Where? 1 pictures, 3 messages."
 
 
+@pytest.mark.parametrize(
+    ("language", "changed", "removed"),
+    [
+        ("en", "follows the new verdict (anomalous)", "product bottle has been removed"),
+        ("de", "dem neuen Urteil (auffällig)", "Produkt bottle wurde entfernt"),
+        ("ko", "새 판정(이상)", "제품 bottle이(가) 삭제되어"),
+    ],
+)
+def test_a_product_that_changed_since_the_inspection_is_told_with_the_answer(
+    play, plant, scratched, language, changed, removed
+):
+    async def act(station):
+        session = (await inspected(station, scratched, "bottle"))[3]
+        same = await last(station.ask("Where?", session))
+        plant.version = "51ab"
+        replaced = await last(station.ask("Where?", session))
+        plant.unknown.add("bottle")
+        return same, replaced, await last(station.ask("Where?", session))
+
+    same, replaced, gone = play(act, language)
+    assert same[0] == ""
+    assert changed in replaced[0]
+    assert "problem" in replaced[0]
+    assert replaced[1][-1]["content"].startswith("Where?")
+    assert removed in gone[0]
+    assert gone[1:] == [replaced[1], "Where?"]
+
+
+def test_a_verdict_that_changed_without_a_product_is_told_too(play, scratched):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        session.row.verdict = "normal"  # as another model had found
+        return await last(station.ask("Where?", session))
+
+    assert "follows the new verdict (anomalous)" in play(act)[0]
+
+
 def test_the_second_click_of_two_changes_nothing(play, scratched):
     async def act(station):
         session = (await inspected(station, scratched))[3]
@@ -275,7 +312,7 @@ def test_a_busy_server_is_told_and_the_question_stays(play, plant, scratched, st
 
     (said, *_), (sorry, talk, question) = play(act)
     assert "server is busy. Try again in a moment." in said
-    assert "answer broke off: The inspection server is busy." in sorry
+    assert "answer was cut off: The inspection server is busy." in sorry
     assert (talk, question) == ([], "Where?")
 
 
