@@ -79,7 +79,7 @@ def test_a_reference_comes_through_both_schemas_unchanged():
         "threshold": -1.5,
         "created": 1764000000,
         "expert": "9f2c4d1e9f2c4d1e",
-        "warnings": ["image 3 looks unlike the others"],
+        "warnings": ["images[3] looks unlike the others"],
         "problem": None,
         "thumbnails": None,
     }

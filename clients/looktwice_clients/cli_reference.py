@@ -1,7 +1,6 @@
 """`looktwice reference`: the normal pictures of a product, its threshold, and what it promises."""
 
 import json
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,11 +100,12 @@ def add(
     import openai
 
     from looktwice_clients.inspector import Inspector
+    from looktwice_clients.references import with_files
 
     good, calibrating, defects = map(_sources, (images, calibrate_with, defect))
-    files = {"good": good, "calibration": calibrating, "defect": defects}
-    counts = ", ".join(f"{len(group)} {kind}" for kind, group in files.items())
-    click.echo(f"{counts} pictures; the server looks at one after the other", err=True)
+    files = {"images": good, "calibration_images": calibrating, "defect_images": defects}
+    counts = f"{len(good)} good, {len(calibrating)} calibration, {len(defects)} defect pictures"
+    click.echo(f"{counts}; the server looks at one after the other", err=True)
     with Inspector(url, timeout=timeout) as inspector:
         try:
             made = inspector.references.add(
@@ -203,21 +203,6 @@ def spread(args: list[str]) -> list[str]:
         else:
             named.append(arg)
     return named
-
-
-def with_files(said: str, files: dict[str, list[str]]) -> str:
-    """What the server said, with the file behind each picture's number.
-
-    Args:
-        said: names pictures as "image 3", "calibration image 3" or "defect_images[3]".
-        files: "good", "calibration" and "defect" ones.
-    """
-
-    def named(match: re.Match[str]) -> str:
-        group, number = files[match[1] or "good"], int(match[2] or match[3])
-        return f"{match[0]} ({group[number]})" if number < len(group) else match[0]
-
-    return re.sub(r"\b(?:(calibration|defect)[ _])?image(?:s\[(\d+)\]| (\d+)\b)", named, said)
 
 
 def contact_sheet(pictures: "list[Image.Image]") -> "Image.Image":

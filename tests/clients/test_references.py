@@ -9,7 +9,8 @@ from PIL import Image
 
 from looktwice_clients import AsyncInspector, Inspector, Reference, ReplyError
 from looktwice_clients.cli import run
-from looktwice_clients.cli_reference import spread, with_files
+from looktwice_clients.cli_reference import spread
+from looktwice_clients.references import with_files
 from tests.clients.conftest import WireServer, red, reference_of
 
 
@@ -151,11 +152,13 @@ def test_an_option_is_named_again_before_each_of_its_pictures(args, spread_out) 
 
 
 def test_warnings_and_errors_name_the_files_behind_the_numbers() -> None:
-    files = {"good": ["good/a.jpg", "good/b.jpg"], "calibration": ["more/c.jpg"], "defect": ["d"]}
-    said = "calibration image 0 is the same picture as image 1 and was left out"
-    shown = "calibration image 0 (more/c.jpg) is the same picture as image 1 (good/b.jpg) and was"
-    assert with_files(said, files) == f"{shown} left out"
+    good, more = ["good/a.jpg", "good/b.jpg"], ["more/c.jpg"]
+    files = {"images": good, "calibration_images": more, "defect_images": ["d"]}
+    said = "calibration_images[0] is the same picture as images[1] and was left out"
+    shown = "calibration_images[0] (more/c.jpg) is the same picture as images[1] (good/b.jpg) and"
+    assert with_files(said, files) == f"{shown} was left out"
     assert with_files("19 good pictures promise", files) == "19 good pictures promise"
-    assert with_files("image 7 looks unlike", files) == "image 7 looks unlike"
+    assert with_files("images[7] looks unlike", files) == "images[7] looks unlike"
+    assert with_files("others[0] looks unlike", files) == "others[0] looks unlike"
     assert with_files("images[1]: it is empty", files) == "images[1] (good/b.jpg): it is empty"
     assert with_files("defect_images[0]: no", files) == "defect_images[0] (d): no"

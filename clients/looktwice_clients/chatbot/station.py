@@ -7,7 +7,7 @@ import asyncio
 import io
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -26,7 +26,7 @@ from looktwice_clients.errors import DatabaseError, ImageError, LookTwiceError, 
 from looktwice_clients.images import to_wire
 from looktwice_clients.inspector import AsyncInspector
 from looktwice_clients.overlay import OverlayStyle, draw_overlay
-from looktwice_clients.references import AsyncReferences, Reference
+from looktwice_clients.references import AsyncReferences, Reference, with_files
 from looktwice_clients.schemas import Inspection
 
 if TYPE_CHECKING:
@@ -250,26 +250,32 @@ class Station:
             patient = self.inspector.client.with_options(timeout=LEARNING_SECONDS)
             added = await AsyncReferences(patient).add(name, contents, false_alarm_rate=rate)
         except (LookTwiceError, openai.OpenAIError) as error:
-            yield self.problem(self.explain(error)), gr.skip(), gr.skip()
+            yield self.problem(self.explain(error, pictures)), gr.skip(), gr.skip()
             return
-        yield self._added(added), *await self.known()
+        yield self._added(added, pictures), *await self.known()
 
-    def _added(self, product: Reference) -> str:
-        """What the operator should know of a product that was learned."""
+    def _added(self, product: Reference, pictures: Sequence[str]) -> str:
+        """What the operator should know of a product that was learned of these files."""
         asked, rate = map(fragments.percent, (product.false_alarm_rate, product.promised_rate))
         said = {"name": product.name, "count": product.images, "asked": asked, "rate": rate}
         lines = [fragments.notice(self.words("products.added", **said))]
         if product.promised_rate > product.false_alarm_rate:
             lines.append(self.problem(self.words("products.promised", asked=asked)))
-        warnings = (self.words("products.warning", detail=one) for one in product.warnings)
+        told = (_with_names(one, pictures) for one in product.warnings)
+        warnings = (self.words("products.warning", detail=one) for one in told)
         return "".join([*lines, *map(self.problem, warnings)])
 
     def problem(self, text: str) -> str:
         """A notice of something that is wrong."""
         return fragments.notice(text, problem=True)
 
-    def explain(self, error: Exception) -> str:
-        """What went wrong, in the operator's language; the server's own words stay as they are."""
+    def explain(self, error: Exception, pictures: Sequence[str] = ()) -> str:
+        """What went wrong, in the operator's language; the server's own words stay as they are.
+
+        Args:
+            error: what was raised.
+            pictures: files of a product, which the server may have named by number.
+        """
         log.warning("%s", one_line(error, self.inspector.url))
         kinds: tuple[tuple[type[Exception], str], ...] = (
             (ImageError, "picture"),
@@ -283,7 +289,11 @@ class Station:
         kind = next(kind for of, kind in kinds if isinstance(error, of))
         if getattr(error, "status_code", None) == HTTPStatus.SERVICE_UNAVAILABLE:
             kind = "busy"
-        detail = one_line(error).removeprefix("images[0]").lstrip(": ")
+        detail = one_line(error)
+        if pictures:
+            detail = _with_names(detail, pictures)
+        else:  # an inspection has one picture, which needs no address
+            detail = detail.removeprefix("images[0]").lstrip(": ")
         if isinstance(error, ImageError) and error.code:
             name = f"{printable(error.name)}: " if isinstance(error, UploadError) else ""
             detail = name + self.words(f"picture.{error.code}")
@@ -310,6 +320,11 @@ def uploaded(picture: str) -> str:
         return to_wire(path)
     except ImageError as error:
         raise UploadError(error, path) from None
+
+
+def _with_names(said: str, pictures: Sequence[str]) -> str:
+    """What the server said of a product, with the names of the files that it means."""
+    return with_files(said, {"images": [printable(Path(one).name) for one in pictures]})
 
 
 def _drawn(picture: str, inspection: Inspection) -> tuple[Image.Image, bytes]:

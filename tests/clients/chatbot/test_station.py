@@ -19,6 +19,7 @@ from looktwice_clients.chatbot.station import Station
 from looktwice_clients.chatbot.wording import wording
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.inspector import AsyncInspector
+from tests.clients import conftest
 from tests.clients.chatbot.rows import inspection
 from tests.clients.conftest import WireHandler, encoded, red, reference_of
 
@@ -339,6 +340,23 @@ def test_a_product_is_added_warned_of_and_not_replaced_unasked(play, plant, scra
     assert "already" in again[0]
     assert "problem" not in over[0]
     assert plant.references["plate"]["images"] == 30
+
+
+def test_the_pictures_of_a_product_are_named_by_their_files(play, scratched, tmp_path, monkeypatch):
+    good = str(tmp_path / "good.png")
+    red(9).save(good)
+    unlike = reference_of("cup", 2, 0.5) | {"warnings": ["images[1] looks unlike the others"]}
+    monkeypatch.setattr(conftest, "reference_of", lambda *_: unlike)
+    warned = play(lambda s: last(s.add("cup", [good, scratched], 0.5, False)))
+    assert "images[1] (scratched.png) looks unlike the others" in warned[0]
+
+    def refuse(handler):
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        handler._error(400, "images[0]: it is too small")
+
+    monkeypatch.setattr(WireHandler, "do_PUT", refuse)
+    refused = play(lambda s: last(s.add("jar", [good, scratched], 0.5, False)))
+    assert "refused: images[0] (good.png): it is too small" in refused[0]
 
 
 def test_a_product_that_cannot_be_used_is_told_and_not_offered(play, plant):
