@@ -32,7 +32,13 @@ ANOMALOUS = NORMAL | {
     "verdict": "anomalous",
     "severity": "highly",
     "regions": [REGION, REGION | {"position": "center"}],
-    "reference": {"name": "bottle", "version": "9f2c"},
+    "reference": {
+        "name": "bottle",
+        "version": "9f2c",
+        "false_alarm_rate": 0.05,
+        "promised_rate": 0.2,
+        "warnings": ["images[3] looks unlike the others"],
+    },
     "p_value": 0.02,
     "map": {"png": "aGVsbG8="},
 }
