@@ -1,6 +1,9 @@
 """`looktwice reference`: the normal pictures of a product, its threshold, and what it promises."""
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,14 +111,15 @@ def add(
     click.echo(f"{counts}; the server looks at one after the other", err=True)
     with Inspector(url, timeout=timeout) as inspector:
         try:
-            made = inspector.references.add(
-                name,
-                good,
-                false_alarm_rate=false_alarm_rate,
-                calibration_images=calibrating,
-                defect_images=defects,
-                augment=augment,
-            )
+            with clock("the server is looking"):
+                made = inspector.references.add(
+                    name,
+                    good,
+                    false_alarm_rate=false_alarm_rate,
+                    calibration_images=calibrating,
+                    defect_images=defects,
+                    augment=augment,
+                )
         except openai.APIStatusError as error:
             raise LookTwiceError(with_files(one_line(error, inspector.url), files)) from None
     warnings = [with_files(warning, files) for warning in made.warnings]
@@ -203,6 +207,31 @@ def spread(args: list[str]) -> list[str]:
         else:
             named.append(arg)
     return named
+
+
+@contextmanager
+def clock(what: str) -> Iterator[None]:
+    """The time so far, where stderr is a terminal and it takes over two seconds.
+
+    In place of a progress bar: one request tells nothing before it is answered.
+    """
+    from tqdm import tqdm
+
+    ended = threading.Event()
+    shown = f"{what}, {{elapsed}}"
+    with tqdm(bar_format=shown, delay=2, leave=False, disable=None) as bar:
+
+        def tick() -> None:
+            while not ended.wait(0.5):
+                bar.update(0)
+
+        ticking = threading.Thread(target=tick, daemon=True)
+        ticking.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            ticking.join()
 
 
 def contact_sheet(pictures: "list[Image.Image]") -> "Image.Image":

@@ -1,7 +1,9 @@
 """References through the clients: what is sent, what comes back, what the terminal shows."""
 
 import asyncio
+import io
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +13,7 @@ from looktwice_clients import AsyncInspector, Inspector, Reference, ReplyError
 from looktwice_clients.cli import run
 from looktwice_clients.cli_reference import spread
 from looktwice_clients.references import with_files
-from tests.clients.conftest import WireServer, red, reference_of
+from tests.clients.conftest import WireHandler, WireServer, red, reference_of
 
 
 @pytest.fixture
@@ -133,6 +135,23 @@ def test_an_option_takes_all_pictures_up_to_the_next_one(wire, tmp_path, capsys)
     shown = capsys.readouterr()
     assert "2 good, 4 calibration, 3 defect pictures" in shown.err
     assert json.loads(shown.out)["images"] == 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_adding_shows_on_a_terminal_how_long_it_takes(wire, tmp_path, monkeypatch, terminal):
+    learn = WireHandler.do_PUT
+
+    def slowly(handler):
+        time.sleep(3.5)
+        learn(handler)
+
+    monkeypatch.setattr(WireHandler, "do_PUT", slowly)
+    red(9).save(tmp_path / "good.png")
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", stderr)
+    assert run(["reference", "add", "bottle", str(tmp_path / "good.png")]) == 0
+    assert ("the server is looking, 00:02" in stderr.getvalue()) == terminal
 
 
 @pytest.mark.parametrize(
