@@ -33,8 +33,11 @@ ANOMALOUS = NORMAL | {
     "severity": "highly",
     "regions": [REGION, REGION | {"position": "center"}],
     "reference": {
-        **{"name": "bottle", "version": "9f2c", "false_alarm_rate": 0.05},
-        **{"promised_rate": 0.125, "warnings": ["image 3 looks unlike the others"]},
+        "name": "bottle",
+        "version": "9f2c",
+        "false_alarm_rate": 0.05,
+        "promised_rate": 0.2,
+        "warnings": ["images[3] looks unlike the others"],
     },
     "p_value": 0.02,
     "map": {"png": "aGVsbG8="},
@@ -83,7 +86,7 @@ def test_a_reference_comes_through_both_schemas_unchanged():
         "created": 1764000000,
         "expert": "9f2c4d1e9f2c4d1e",
         "calibration": "1e4d2c9f1e4d2c9f",
-        "warnings": ["image 3 looks unlike the others"],
+        "warnings": ["images[3] looks unlike the others"],
         "problem": None,
         "thumbnails": None,
     }

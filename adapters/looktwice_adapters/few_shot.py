@@ -193,8 +193,9 @@ def build(
     twins = _twins(given)
     numbers = [number for number in range(len(images)) if number not in twins]
     more = [number for number in range(len(images), len(given)) if number not in twins]
-    names = [f"image {number}" for number in range(len(images))]
-    names += [f"calibration image {number}" for number in range(len(calibration))]
+    # As the wire's requests and errors address them: clients find the files behind these.
+    names = [f"images[{number}]" for number in range(len(images))]
+    names += [f"calibration_images[{number}]" for number in range(len(calibration))]
     images, calibration = ([given[number] for number in group] for group in (numbers, more))
     copies = [copies[number] for number in numbers] if copies else ()
     tokens, owners = [image.tokens for image in images], list(range(len(images)))

@@ -29,3 +29,8 @@ def server_key(api_key: str | None = None) -> str:
     environ = os.environ
     chosen = api_key or environ.get("LOOKTWICE_API_KEY") or environ.get("OPENAI_API_KEY")
     return chosen or NO_KEY
+
+
+def host_and_port(host: str, port: int) -> str:
+    """As they stand in an address: IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

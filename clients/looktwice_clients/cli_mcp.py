@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from looktwice_clients.address import host_and_port
 from looktwice_clients.cli import timeout_option, url_option
 
 KEY = "LOOKTWICE_MCP_KEY"
@@ -59,13 +60,14 @@ def mcp(
     if http and host not in ("127.0.0.1", "localhost", "::1") and key is None:
         raise click.UsageError(f"--host {host} opens it to the network: set ${KEY} first")
 
+    where = host_and_port(host, port)
     if http:
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             socket.create_server((host, port), family=family).close()
         except OSError as error:
             reason = error.strerror or error
-            raise click.ClickException(f"cannot listen on {host}:{port}: {reason}") from None
+            raise click.ClickException(f"cannot listen on {where}: {reason}") from None
 
     async def serve() -> None:
         async with AsyncInspector(url, timeout=timeout) as inspector:
@@ -73,7 +75,7 @@ def mcp(
             if not http:
                 await server.run_stdio_async()
                 return
-            click.echo(f"looktwice: MCP on http://{host}:{port}/mcp", err=True)
+            click.echo(f"looktwice: MCP on http://{where}/mcp", err=True)
             await server.run_streamable_http_async(
                 host=host, port=port, max_request_body_size=MAX_BODY
             )

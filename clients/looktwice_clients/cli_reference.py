@@ -1,7 +1,9 @@
 """`looktwice reference`: the normal pictures of a product, its threshold, and what it promises."""
 
 import json
-import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,21 +103,23 @@ def add(
     import openai
 
     from looktwice_clients.inspector import Inspector
+    from looktwice_clients.references import with_files
 
     good, calibrating, defects = map(_sources, (images, calibrate_with, defect))
-    files = {"good": good, "calibration": calibrating, "defect": defects}
-    counts = ", ".join(f"{len(group)} {kind}" for kind, group in files.items())
-    click.echo(f"{counts} pictures; the server looks at one after the other", err=True)
+    files = {"images": good, "calibration_images": calibrating, "defect_images": defects}
+    counts = f"{len(good)} good, {len(calibrating)} calibration, {len(defects)} defect pictures"
+    click.echo(f"{counts}; the server looks at one after the other", err=True)
     with Inspector(url, timeout=timeout) as inspector:
         try:
-            made = inspector.references.add(
-                name,
-                good,
-                false_alarm_rate=false_alarm_rate,
-                calibration_images=calibrating,
-                defect_images=defects,
-                augment=augment,
-            )
+            with clock("the server is looking"):
+                made = inspector.references.add(
+                    name,
+                    good,
+                    false_alarm_rate=false_alarm_rate,
+                    calibration_images=calibrating,
+                    defect_images=defects,
+                    augment=augment,
+                )
         except openai.APIStatusError as error:
             raise LookTwiceError(with_files(one_line(error, inspector.url), files)) from None
     warnings = [with_files(warning, files) for warning in made.warnings]
@@ -205,19 +209,29 @@ def spread(args: list[str]) -> list[str]:
     return named
 
 
-def with_files(said: str, files: dict[str, list[str]]) -> str:
-    """What the server said, with the file behind each picture's number.
+@contextmanager
+def clock(what: str) -> Iterator[None]:
+    """The time so far, where stderr is a terminal and it takes over two seconds.
 
-    Args:
-        said: names pictures as "image 3", "calibration image 3" or "defect_images[3]".
-        files: "good", "calibration" and "defect" ones.
+    In place of a progress bar: one request tells nothing before it is answered.
     """
+    from tqdm import tqdm
 
-    def named(match: re.Match[str]) -> str:
-        group, number = files[match[1] or "good"], int(match[2] or match[3])
-        return f"{match[0]} ({group[number]})" if number < len(group) else match[0]
+    ended = threading.Event()
+    shown = f"{what}, {{elapsed}}"
+    with tqdm(bar_format=shown, delay=2, leave=False, disable=None) as bar:
 
-    return re.sub(r"\b(?:(calibration|defect)[ _])?image(?:s\[(\d+)\]| (\d+)\b)", named, said)
+        def tick() -> None:
+            while not ended.wait(0.5):
+                bar.update(0)
+
+        ticking = threading.Thread(target=tick, daemon=True)
+        ticking.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            ticking.join()
 
 
 def contact_sheet(pictures: "list[Image.Image]") -> "Image.Image":

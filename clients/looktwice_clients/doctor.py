@@ -7,19 +7,19 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import click
+from packaging.requirements import Requirement
 
 from looktwice_clients.address import server_key, server_url
 from looktwice_clients.cli import url_option
@@ -29,9 +29,6 @@ State = Literal["ok", "note", "problem"]
 
 MIN_MEMORY = 4e9
 """Bytes below which the smallest server does not start."""
-
-_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*([^;]*)(?:;(.*))?")
-_EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,8 @@ def doctor(ctx: click.Context, as_json: bool, url: str | None) -> None:
 def examine(url: str | None = None, quiet: bool = True) -> Iterator[Finding]:
     """Look at everything, in the order in which it is needed."""
     yield _python()
-    yield from packages(requires("looktwice") or [])
+    extras = metadata("looktwice").get_all("Provides-Extra") or []
+    yield from packages(requires("looktwice") or [], extras)
     yield from _both_vllms()
     yield _processor()
     yield _memory()
@@ -88,21 +86,24 @@ def _python() -> Finding:
     return Finding("looktwice", "ok", f"{version('looktwice')} on {where}")
 
 
-def packages(requirements: list[str]) -> Iterator[Finding]:
+def packages(requirements: list[str], extras: list[str]) -> Iterator[Finding]:
     """The base install and every extra: which versions are there, which packages are missing.
 
     Args:
         requirements: lines of a distribution's metadata, `name>=1.0; extra == 'cpu'`.
+        extras: the names of its extras.
     """
-    wanted: dict[str, list[tuple[str, str]]] = {}
-    for requirement in requirements:
-        match = _REQUIREMENT.match(requirement)
-        if match and _applies_here(match[3] or ""):
-            marked = _EXTRA.search(match[3] or "")
-            wanted.setdefault(marked[1] if marked else "", []).append((match[1], match[2].strip()))
-    for extra in list(wanted):
-        if extra not in _not_asked_for():
-            yield _one_install(extra, wanted[extra])
+    wanted = [Requirement(line) for line in requirements]
+    base = [one for one in wanted if _applies(one, "")]
+    yield _one_install("", base)
+    for extra in sorted(set(extras) - _not_asked_for()):
+        if more := [one for one in wanted if _applies(one, extra) and one not in base]:
+            yield _one_install(extra, more)
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    """Whether an install with an extra, or with none, asks for it on this platform."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def _not_asked_for() -> set[str]:
@@ -112,21 +113,15 @@ def _not_asked_for() -> set[str]:
     return missing - {"cpu"} if {"cpu", "gpu"} <= missing else missing
 
 
-def _applies_here(marker: str) -> bool:
-    """Whether a marker's platform, if it names one, is this one; extras are not asked for here."""
-    named = re.search(r"sys_platform\s*==\s*['\"](\w+)['\"]", marker)
-    return named is None or named[1] == platform.system().lower()
-
-
-def _one_install(extra: str, needed: list[tuple[str, str]]) -> Finding:
+def _one_install(extra: str, needed: list[Requirement]) -> Finding:
     subject = f"extra {extra}" if extra else "base install"
     install = f"pip install 'looktwice[{extra}]'" if extra else "pip install looktwice"
-    found = {name: _installed(name) for name, _ in needed}
+    found = {one.name: _installed(one.name) for one in needed}
     missing = [name for name, there in found.items() if there is None]
     wrong = [
-        f"{name} {found[name]} (needs {specifier})"
-        for name, specifier in needed
-        if found[name] is not None and not _satisfies(found[name] or "", specifier)
+        f"{one.name} {there} (needs {one.specifier})"
+        for one in needed
+        if (there := found[one.name]) and not one.specifier.contains(there, prereleases=True)
     ]
     if wrong:
         return Finding(subject, "problem", f"wrong version: {', '.join(wrong)}", install)
@@ -141,25 +136,6 @@ def _installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _satisfies(there: str, specifier: str) -> bool:
-    """Whether a version meets `>=` and `==`, the only comparisons in this project's metadata."""
-    for part in filter(None, (part.strip() for part in specifier.split(","))):
-        if part.startswith(">=") and _numbers(there) < _numbers(part[2:]):
-            return False
-        if part.startswith("==") and _numbers(there) != _numbers(part[2:]):
-            return False
-    return True
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """`2.13.0+cpu` -> (2, 13): trailing zeros, local and pre-release parts do not count."""
-    release = re.match(r"\d+(?:\.\d+)*", text.strip())
-    numbers = [int(number) for number in release[0].split(".")] if release else []
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
 
 
 def _both_vllms() -> Iterator[Finding]:

@@ -11,10 +11,9 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from weakref import WeakSet
 
-from openai import AsyncOpenAI, OpenAI, OpenAIError
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
@@ -31,6 +30,9 @@ from looktwice_clients.report import (
     report_from,
 )
 from looktwice_clients.schemas import Inspection, InspectionList
+
+if TYPE_CHECKING:  # the SDK takes a second or more to import: only who connects waits for it
+    from openai import AsyncOpenAI, OpenAI
 
 BAR_DELAY = 2.0
 """Seconds that many pictures may take before a progress bar is shown."""
@@ -62,10 +64,12 @@ class Inspector:
             max_retries: how often a request is repeated: lost connection, timeout, busy server.
             http_client: the OpenAI SDK's own argument, for proxies, certificates and tests.
         """
+        from openai import OpenAI
+
         self.url = server_url(url)
         self._model = model
         self._many: WeakSet[Generator[Any, None, None]] = WeakSet()
-        self.client = OpenAI(
+        self.client: OpenAI = OpenAI(
             base_url=self.url,
             api_key=server_key(api_key),
             timeout=timeout,
@@ -145,6 +149,8 @@ class Inspector:
             progress: whether a terminal shows a bar (on stderr) where it takes over two seconds.
             return_exceptions: whether a picture's error takes its place instead of being raised.
         """
+        from openai import OpenAIError
+
         _check_concurrency(concurrency)
 
         def call(image: ImageSource) -> Inspection | Exception:
@@ -243,9 +249,11 @@ class AsyncInspector:
         http_client: Any = None,
     ) -> None:
         """Connect to nothing yet; the arguments are those of `Inspector`."""
+        from openai import AsyncOpenAI
+
         self.url = server_url(url)
         self._model = model
-        self.client = AsyncOpenAI(
+        self.client: AsyncOpenAI = AsyncOpenAI(
             base_url=self.url,
             api_key=server_key(api_key),
             timeout=timeout,
@@ -302,6 +310,8 @@ class AsyncInspector:
         return_exceptions: bool = False,
     ) -> AsyncGenerator[Inspection, None] | AsyncGenerator[Inspection | Exception, None]:
         """Inspections of many pictures, as `Inspector.inspect_many` gives them; `async for`."""
+        from openai import OpenAIError
+
         _check_concurrency(concurrency)
 
         async def call(image: ImageSource) -> Inspection | Exception:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
@@ -152,6 +153,21 @@ class AsyncReferences:
     async def remove(self, name: str) -> None:
         """Take a reference away."""
         await self._client.delete(_path(name), cast_to=object)
+
+
+def with_files(said: str, files: Mapping[str, Sequence[str]]) -> str:
+    """What the server said of a reference, with the file behind each picture that it names.
+
+    Args:
+        said: addresses pictures as the request does: `images[3]`, `calibration_images[0]`.
+        files: of each of the request's keys its pictures' files.
+    """
+
+    def named(match: re.Match[str]) -> str:
+        group, number = files.get(match[1], ()), int(match[2])
+        return f"{match[0]} ({group[number]})" if number < len(group) else match[0]
+
+    return re.sub(r"(\w+)\[(\d+)\]", named, said)
 
 
 def _path(name: str, thumbnails: bool = False) -> str:

@@ -20,6 +20,7 @@ from looktwice_clients.errors import LookTwiceError, one_line, printable
 from looktwice_clients.images import ImageSource
 from looktwice_clients.overlay import OverlayStyle, overlay_jpeg
 from looktwice_clients.schemas import Inspection
+from looktwice_clients.spreadsheet import cell
 
 OVERLAY = OverlayStyle(shortest=560, longest=560)
 
@@ -127,7 +128,7 @@ class ReportPage:
             writer.writeheader()
             for row in self.rows:
                 fields = row.fields()
-                writer.writerow({name: _cell(value) for name, value in fields.items()})
+                writer.writerow({name: cell(value) for name, value in fields.items()})
         page.write_text(self.html(), encoding="utf-8")
         return [table, page]
 
@@ -147,11 +148,6 @@ class ReportPage:
             script=SORT,
             script_hash=hashed,
         )
-
-
-def _cell(value: object) -> object:
-    """A text that a spreadsheet would take for a formula gets a ' before it."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" and value else value
 
 
 def _day(seconds: float) -> str:

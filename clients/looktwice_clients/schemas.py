@@ -48,7 +48,7 @@ class ReferenceVersion(_FromWire):
     promised_rate: float | None = None
     """What so few pictures can promise, in practice."""
     warnings: list[str] = []
-    """What whoever made it was told; image 0 is the first of the reference's pictures."""
+    """What whoever made it was told; images[0] is the first of the reference's pictures."""
 
 
 class AnomalyMap(_FromWire):

@@ -130,7 +130,7 @@ class ReferenceVersion(Strict):
     promised_rate: Unit
     """What so few pictures can promise, in practice."""
     warnings: list[str]
-    """What whoever made it was told; image 0 is the first of the reference's pictures."""
+    """What whoever made it was told; images[0] is the first of the reference's pictures."""
 
 
 class AnomalyMap(Strict):

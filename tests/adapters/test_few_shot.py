@@ -148,7 +148,7 @@ def test_one_reference_promises_nothing_and_still_decides(plates, looked):
 def test_a_picture_of_another_product_among_the_references_is_warned_about(plates, looked):
     noise = np.random.default_rng(0).integers(0, 255, (320, 320, 3), np.uint8)
     warnings = build([*plates, looked(noise)]).warnings
-    assert warnings[0].startswith("image 4 looks unlike the others")
+    assert warnings[0].startswith("images[4] looks unlike the others")
     assert not any("unlike" in warning for warning in build(plates).warnings)
 
 
@@ -194,7 +194,7 @@ def test_turned_copies_make_a_turned_part_normal_and_leave_with_their_image(dete
 
 def test_a_picture_given_twice_counts_once(plates):
     twice = build([plates[0], *plates], patches=64)
-    assert twice.warnings[0] == "image 1 is the same picture as image 0 and was left out"
+    assert twice.warnings[0] == "images[1] is the same picture as images[0] and was left out"
     assert twice.reference.threshold == build(plates, patches=64).reference.threshold
     assert build([plates[0]] * 5).reference.threshold.promised_rate == 1.0
 
@@ -210,8 +210,8 @@ def test_a_reference_is_no_calibration_picture_beside(plates, looked):
     good = looked(plate(200))
     built = build(plates, calibration=[*plates, good, good])
     assert [warning.partition(" and ")[0] for warning in built.warnings[:5]] == [
-        *(f"calibration image {n} is the same picture as image {n}" for n in range(4)),
-        "calibration image 5 is the same picture as calibration image 4",
+        *(f"calibration_images[{n}] is the same picture as images[{n}]" for n in range(4)),
+        "calibration_images[5] is the same picture as calibration_images[4]",
     ]
     assert built.reference.threshold == build(plates, calibration=[good]).reference.threshold
 

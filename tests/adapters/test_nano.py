@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 from looktwice_adapters.anomaly_prompt import ADVERBS, phrase, prompt_length
 from looktwice_adapters.checkpoint import load_expert
 from looktwice_adapters.expert import ExpertConfig
+from looktwice_adapters.train.hub_format import write_hashes
+from looktwice_clients.doctor import models
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 CONFIG = json.loads((NANO / "config.json").read_text())
@@ -35,11 +37,24 @@ def test_the_folder_is_small_enough_to_ship():
     assert sum(path.stat().st_size for path in NANO.iterdir()) <= 64 * 2**20
 
 
-def test_the_model_card_names_what_is_shipped():
-    named = re.findall(r"([0-9a-f]{64})  (\S+)", (NANO / "README.md").read_text())
-    assert len(named) == 2
-    for digest, name in named:
+def test_the_list_of_hashes_and_the_model_card_name_what_is_shipped():
+    listed = [line.split("  ") for line in (NANO / "SHA256SUMS").read_text().splitlines()]
+    assert [name for _, name in listed] == ["expert.safetensors", "model.safetensors"]
+    for digest, name in listed:
         assert hashlib.sha256((NANO / name).read_bytes()).hexdigest() == digest, name
+    assert listed[0][0][:16] in (NANO / "README.md").read_text()
+
+
+def test_the_doctor_finds_a_weight_that_differs_from_the_list(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("expert", "model"):
+        save_file({"weight": torch.zeros(3)}, tmp_path / f"{name}.safetensors")
+    write_hashes(tmp_path)
+    assert [finding.state for finding in models([tmp_path])] == ["ok", "ok"]
+    save_file({"weight": torch.ones(3)}, tmp_path / "model.safetensors")
+    _, changed = models([tmp_path])
+    assert changed.state == "problem"
+    assert "model.safetensors is not as published" in changed.detail
 
 
 def test_transformers_loads_every_tensor_and_misses_none(loaded):

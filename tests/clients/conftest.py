@@ -38,7 +38,9 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def inspection_of(url: str, index: int, request: dict[str, Any]) -> dict[str, Any]:
+def inspection_of(
+    url: str, index: int, request: dict[str, Any], version: str = "9f2c"
+) -> dict[str, Any]:
     """The wire's inspection of one picture, whose score is its mean redness."""
     picture = ImageOps.exif_transpose(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))))
     mean = picture.convert("RGB").resize((1, 1), Image.Resampling.BOX)
@@ -61,7 +63,7 @@ def inspection_of(url: str, index: int, request: dict[str, Any]) -> dict[str, An
         "threshold": 0.5,
         "severity": "highly" if score >= 0.7 else "slightly",
         "regions": [region] if score >= 0.5 else [],
-        "reference": {"name": name, "version": "9f2c"} if name else None,
+        "reference": {"name": name, "version": version} if name else None,
         "p_value": 0.02 if name else None,
         "width": width,
         "height": height,
@@ -101,9 +103,9 @@ def reference_of(name: str, images: int, rate: float) -> dict[str, Any]:
 
 
 class RefusedError(Exception):
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, param: str | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.param = status, param
 
 
 class WireHandler(BaseHTTPRequestHandler):
@@ -164,7 +166,7 @@ class WireHandler(BaseHTTPRequestHandler):
                 else:
                     raise RefusedError(404, f"no {self.path} here")
             except RefusedError as refusal:
-                self._error(refusal.status, str(refusal))
+                self._error(refusal.status, str(refusal), refusal.param)
 
     def _admitted(self) -> bool:
         key = self.server.key
@@ -179,8 +181,6 @@ class WireHandler(BaseHTTPRequestHandler):
         if self.server.broken.get("inspections"):
             self._json(200, self.server.broken["inspections"])
             return
-        if body.get("reference") == "unknown":
-            raise RefusedError(404, "no reference named unknown")
         data = [self._inspect(url, index, body) for index, url in enumerate(body["images"])]
         time.sleep(self.server.delay(data[0]["score"]))
         self._json(200, {"object": "list", "model": self.server.model, "data": data})
@@ -188,8 +188,10 @@ class WireHandler(BaseHTTPRequestHandler):
     def _inspect(self, url: str, index: int, request: dict[str, Any]) -> dict[str, Any]:
         if not url.startswith(DATA_URI):
             raise RefusedError(400, "this server fetches no addresses")
+        if (name := request.get("reference")) in self.server.unknown:
+            raise RefusedError(404, f"no reference named {name}", "reference")
         try:
-            return inspection_of(url, index, request)
+            return inspection_of(url, index, request, self.server.version)
         except OSError as error:
             raise RefusedError(400, f"images[{index}] cannot be read: {error}") from None
 
@@ -235,8 +237,9 @@ class WireHandler(BaseHTTPRequestHandler):
         head = {"id": "chatcmpl-1", "object": kind, "created": 1, "model": self.server.model}
         return {**head, "choices": choices}
 
-    def _error(self, status: int, message: str) -> None:
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": status}
+    def _error(self, status: int, message: str, param: str | None = None) -> None:
+        kind = "invalid_request_error"
+        error = {"message": message, "type": kind, "param": param, "code": status}
         self._json(status, {"error": error})
 
     def _json(self, status: int, body: object) -> None:
@@ -263,6 +266,8 @@ class WireServer(ThreadingHTTPServer):
         self.looktwice = True
         self.broken: dict[str, object] = {}
         self.words = ""
+        self.version = "9f2c"  # of every reference that a picture is compared with
+        self.unknown = {"unknown"}  # names of references that are refused
         self.references: dict[str, dict[str, Any]] = {"bottle": reference_of("bottle", 8, 0.05)}
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.under_way = 0

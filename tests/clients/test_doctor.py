@@ -88,7 +88,8 @@ def test_packages_are_compared_with_the_requirements() -> None:
         "pydantic>=2,==1.0.0 ; extra == 'odd'",
         "nothing-for-here==1.0; (sys_platform == 'plan9') and extra == 'adapters'",
     ]
-    found = {finding.subject: finding for finding in packages(requirements)}
+    extras = ["adapters", "odd", "train"]
+    found = {finding.subject: finding for finding in packages(requirements, extras)}
     assert {subject: finding.state for subject, finding in found.items()} == {
         "base install": "ok",
         "extra adapters": "note",
@@ -101,7 +102,9 @@ def test_packages_are_compared_with_the_requirements() -> None:
 
 
 def test_a_missing_base_package_is_a_problem() -> None:
-    assert states(list(packages(["nothing-of-that-name>=1.0"]))) == [("base install", "problem")]
+    assert states(list(packages(["nothing-of-that-name>=1.0"], []))) == [
+        ("base install", "problem")
+    ]
 
 
 def test_a_running_looktwice_server_is_ok(wire: Any) -> None:

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 from jsonschema import validate
 from mcp import Client
+from mcp.server.mcpserver import MCPServer
 from PIL import Image
 
 from looktwice_clients import AsyncInspector, Inspection
@@ -201,6 +202,19 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) ->
         assert run(["mcp", "--http", "--port", str(taken.getsockname()[1])]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("looktwice: cannot listen on 127.0.0.1:")
+
+
+def test_an_ipv6_address_is_told_in_brackets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "create_server", lambda *_, **__: socket.socket())
+
+    async def served(*_: object, **__: object) -> None:
+        pass
+
+    monkeypatch.setattr(MCPServer, "run_streamable_http_async", served)
+    assert run(["mcp", "--http", "--host", "::1"]) == 0
+    assert capsys.readouterr().err == "looktwice: MCP on http://[::1]:8100/mcp\n"
 
 
 def test_the_server_ends_with_its_assistant(line: Path) -> None:

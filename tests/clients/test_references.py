@@ -1,7 +1,9 @@
 """References through the clients: what is sent, what comes back, what the terminal shows."""
 
 import asyncio
+import io
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,8 +11,9 @@ from PIL import Image
 
 from looktwice_clients import AsyncInspector, Inspector, Reference, ReplyError
 from looktwice_clients.cli import run
-from looktwice_clients.cli_reference import spread, with_files
-from tests.clients.conftest import WireServer, red, reference_of
+from looktwice_clients.cli_reference import spread
+from looktwice_clients.references import with_files
+from tests.clients.conftest import WireHandler, WireServer, red, reference_of
 
 
 @pytest.fixture
@@ -134,6 +137,23 @@ def test_an_option_takes_all_pictures_up_to_the_next_one(wire, tmp_path, capsys)
     assert json.loads(shown.out)["images"] == 2
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_adding_shows_on_a_terminal_how_long_it_takes(wire, tmp_path, monkeypatch, terminal):
+    learn = WireHandler.do_PUT
+
+    def slowly(handler):
+        time.sleep(3.5)
+        learn(handler)
+
+    monkeypatch.setattr(WireHandler, "do_PUT", slowly)
+    red(9).save(tmp_path / "good.png")
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", stderr)
+    assert run(["reference", "add", "bottle", str(tmp_path / "good.png")]) == 0
+    assert ("the server is looking, 00:02" in stderr.getvalue()) == terminal
+
+
 @pytest.mark.parametrize(
     ("args", "spread_out"),
     [
@@ -151,11 +171,13 @@ def test_an_option_is_named_again_before_each_of_its_pictures(args, spread_out) 
 
 
 def test_warnings_and_errors_name_the_files_behind_the_numbers() -> None:
-    files = {"good": ["good/a.jpg", "good/b.jpg"], "calibration": ["more/c.jpg"], "defect": ["d"]}
-    said = "calibration image 0 is the same picture as image 1 and was left out"
-    shown = "calibration image 0 (more/c.jpg) is the same picture as image 1 (good/b.jpg) and was"
-    assert with_files(said, files) == f"{shown} left out"
+    good, more = ["good/a.jpg", "good/b.jpg"], ["more/c.jpg"]
+    files = {"images": good, "calibration_images": more, "defect_images": ["d"]}
+    said = "calibration_images[0] is the same picture as images[1] and was left out"
+    shown = "calibration_images[0] (more/c.jpg) is the same picture as images[1] (good/b.jpg) and"
+    assert with_files(said, files) == f"{shown} was left out"
     assert with_files("19 good pictures promise", files) == "19 good pictures promise"
-    assert with_files("image 7 looks unlike", files) == "image 7 looks unlike"
+    assert with_files("images[7] looks unlike", files) == "images[7] looks unlike"
+    assert with_files("others[0] looks unlike", files) == "others[0] looks unlike"
     assert with_files("images[1]: it is empty", files) == "images[1] (good/b.jpg): it is empty"
     assert with_files("defect_images[0]: no", files) == "defect_images[0] (d): no"

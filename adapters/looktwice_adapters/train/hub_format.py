@@ -4,6 +4,7 @@ With the hub's file and tensor names stock vLLM and stock transformers load it; 
 beside the weights in a file of its own, and config.json has one more section for it.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -172,13 +173,20 @@ def write_weights(tensors: dict[str, Tensor], folder: Path) -> None:
     write_json(folder / "model.safetensors.index.json", index)
 
 
+def write_hashes(folder: Path) -> None:
+    """Write SHA256SUMS of the folder's weights, for `sha256sum -c` and `looktwice doctor`."""
+    weights = sorted(folder.glob("*.safetensors"))
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in weights]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
 def write_checkpoint(
     model: LlavaOnevisionForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     expert: Path | None,
 ) -> None:
-    """Write every file of the checkpoint's folder but the expert's own two."""
+    """Write every file of the checkpoint's folder but the expert's own two, which lie there."""
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(hub_state_dict(model), folder)
     config = model.config.to_diff_dict()
@@ -190,3 +198,4 @@ def write_checkpoint(
     write_json(folder / "processor_config.json", processor_config(model.config.vision_config))
     write_json(folder / "generation_config.json", generation_config(tokenizer))
     save_tokenizer(tokenizer, folder)
+    write_hashes(folder)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from looktwice_clients.address import host_and_port
 from looktwice_clients.cli import timeout_option, url_option
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ GOODBYE_SECONDS = 5
 @timeout_option(TIMEOUT)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=7860,
+    show_default=True,
+    help="Port; 0 takes a free one.",
 )
 @click.option(
     "--database",
@@ -57,7 +62,7 @@ def chatbot(
     key = key or os.environ.get("LOOKTWICE_CHATBOT_KEY") or None
     if key is not None and len(key) < SHORTEST_KEY:
         raise click.UsageError(f"the key must have at least {SHORTEST_KEY} characters.")
-    _check_free(host, port)
+    port = _free(host, port)
     from looktwice_clients.inspector import AsyncInspector
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the pictures are removed
@@ -66,15 +71,22 @@ def chatbot(
         _serve(AsyncInspector(url, timeout=timeout, max_retries=1), host, port, database, key)
 
 
-def _check_free(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on, before anything else starts."""
+def _free(host: str, port: int) -> int:
+    """The port, or a free one for 0.
+
+    Raises:
+        UsageError: it cannot be listened on, which is told before anything else starts.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
+            bound: int = probe.getsockname()[1]
+            return bound
     except OSError as error:
-        raise click.UsageError(f"cannot listen on {host}:{port}: {error.strerror}.") from None
+        where = host_and_port(host, port)
+        raise click.UsageError(f"cannot listen on {where}: {error.strerror}.") from None
 
 
 def _set_gradio(pictures: str) -> None:
@@ -103,7 +115,8 @@ def _serve(
     history = History(address, folder)
     application = create(inspector, history, key)
     kept = address.render_as_string(hide_password=True)
-    click.echo(f"http://{host}:{port}/  server {inspector.url}  history {kept}")
+    where = host_and_port(host, port)
+    click.echo(f"http://{where}/  server {inspector.url}  history {kept}")
     if key is None and not host.startswith("127.") and host not in ("localhost", "::1"):
         click.echo("looktwice: without --key whoever reaches this address may use it", err=True)
     uvicorn.run(

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, undefer
 from looktwice_clients.chatbot.database import cause, connect, upgrade
 from looktwice_clients.chatbot.tables import FeedbackRow, InspectionRow, Table
 from looktwice_clients.errors import DatabaseError
+from looktwice_clients.spreadsheet import cell
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class History:
         try:
             with Session(self._engine) as session:
                 for entry in _entries(session, _newest_of(owner)):
-                    writer.writerow(map(_harmless, _csv_fields(entry)))
+                    writer.writerow(map(cell, _csv_fields(entry)))
         except SQLAlchemyError as error:
             raise DatabaseError(cause(error)) from None
         return lines.getvalue()
@@ -209,9 +210,3 @@ def _csv_fields(entry: Entry) -> Iterator[object]:
     yield None if feedback is None else ("right" if feedback.right else "wrong")
     yield None if feedback is None else feedback.word
     yield row.id
-
-
-def _harmless(field: object) -> object:
-    """A text that a spreadsheet would run as a formula, as text."""
-    dangerous = isinstance(field, str) and field.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{field}" if dangerous else field

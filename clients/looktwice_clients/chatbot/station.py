@@ -7,7 +7,7 @@ import asyncio
 import io
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -26,7 +26,7 @@ from looktwice_clients.errors import DatabaseError, ImageError, LookTwiceError, 
 from looktwice_clients.images import to_wire
 from looktwice_clients.inspector import AsyncInspector
 from looktwice_clients.overlay import OverlayStyle, draw_overlay
-from looktwice_clients.references import AsyncReferences, Reference
+from looktwice_clients.references import AsyncReferences, Reference, with_files
 from looktwice_clients.schemas import Inspection
 
 if TYPE_CHECKING:
@@ -130,9 +130,23 @@ class Station:
                 yield "", talk, gr.skip()
         except (LookTwiceError, openai.OpenAIError) as error:
             sorry = self.words("chat.stopped", detail=self.explain(error))
+            if session.row.product is not None and _is_unknown_reference(error):
+                sorry = self.words("chat.removed", product=session.row.product)
             yield self.problem(sorry), session.talk, question
         else:
             session.talk = talk
+            yield self._agreement(session), gr.skip(), gr.skip()
+
+    def _agreement(self, session: Session) -> str:
+        """The notice where the last answer's facts are not those of the page; else "".
+
+        The server inspects with every question, and the product may have been replaced meanwhile.
+        """
+        row, now_found = session.row, session.conversation.inspection
+        if now_found is None or (row.verdict, row.product_version) == _judged(now_found):
+            return ""
+        verdict = self.words.word("verdict", now_found.verdict)
+        return self.problem(self.words("chat.changed", verdict=verdict))
 
     async def forget(self, session: Session | None) -> str:
         """Begin the conversation about the same picture anew; the notice."""
@@ -236,26 +250,32 @@ class Station:
             patient = self.inspector.client.with_options(timeout=LEARNING_SECONDS)
             added = await AsyncReferences(patient).add(name, contents, false_alarm_rate=rate)
         except (LookTwiceError, openai.OpenAIError) as error:
-            yield self.problem(self.explain(error)), gr.skip(), gr.skip()
+            yield self.problem(self.explain(error, pictures)), gr.skip(), gr.skip()
             return
-        yield self._added(added), *await self.known()
+        yield self._added(added, pictures), *await self.known()
 
-    def _added(self, product: Reference) -> str:
-        """What the operator should know of a product that was learned."""
+    def _added(self, product: Reference, pictures: Sequence[str]) -> str:
+        """What the operator should know of a product that was learned of these files."""
         asked, rate = map(fragments.percent, (product.false_alarm_rate, product.promised_rate))
         said = {"name": product.name, "count": product.images, "asked": asked, "rate": rate}
         lines = [fragments.notice(self.words("products.added", **said))]
         if product.promised_rate > product.false_alarm_rate:
             lines.append(self.problem(self.words("products.promised", asked=asked)))
-        warnings = (self.words("products.warning", detail=one) for one in product.warnings)
+        told = (_with_names(one, pictures) for one in product.warnings)
+        warnings = (self.words("products.warning", detail=one) for one in told)
         return "".join([*lines, *map(self.problem, warnings)])
 
     def problem(self, text: str) -> str:
         """A notice of something that is wrong."""
         return fragments.notice(text, problem=True)
 
-    def explain(self, error: Exception) -> str:
-        """What went wrong, in the operator's language; the server's own words stay as they are."""
+    def explain(self, error: Exception, pictures: Sequence[str] = ()) -> str:
+        """What went wrong, in the operator's language; the server's own words stay as they are.
+
+        Args:
+            error: what was raised.
+            pictures: files of a product, which the server may have named by number.
+        """
         log.warning("%s", one_line(error, self.inspector.url))
         kinds: tuple[tuple[type[Exception], str], ...] = (
             (ImageError, "picture"),
@@ -269,7 +289,11 @@ class Station:
         kind = next(kind for of, kind in kinds if isinstance(error, of))
         if getattr(error, "status_code", None) == HTTPStatus.SERVICE_UNAVAILABLE:
             kind = "busy"
-        detail = one_line(error).removeprefix("images[0]").lstrip(": ")
+        detail = one_line(error)
+        if pictures:
+            detail = _with_names(detail, pictures)
+        else:  # an inspection has one picture, which needs no address
+            detail = detail.removeprefix("images[0]").lstrip(": ")
         if isinstance(error, ImageError) and error.code:
             name = f"{printable(error.name)}: " if isinstance(error, UploadError) else ""
             detail = name + self.words(f"picture.{error.code}")
@@ -298,6 +322,11 @@ def uploaded(picture: str) -> str:
         raise UploadError(error, path) from None
 
 
+def _with_names(said: str, pictures: Sequence[str]) -> str:
+    """What the server said of a product, with the names of the files that it means."""
+    return with_files(said, {"images": [printable(Path(one).name) for one in pictures]})
+
+
 def _drawn(picture: str, inspection: Inspection) -> tuple[Image.Image, bytes]:
     """The overlay, and the same as JPEG for the history."""
     overlay = draw_overlay(picture, inspection, _STYLE)
@@ -312,20 +341,31 @@ def _visitor(request: gr.Request) -> dict[str, str]:
     return {"owner": scope["owner"], "operator": scope["operator"]}
 
 
+def _judged(inspection: Inspection) -> tuple[str, str | None]:
+    """The verdict, and the version of the product that it was found with."""
+    reference = inspection.reference
+    return inspection.verdict, reference.version if reference else None
+
+
+def _is_unknown_reference(error: Exception) -> bool:
+    """Whether the server knows no reference of the name that it was given."""
+    return isinstance(error, openai.NotFoundError) and error.param == "reference"
+
+
 def _row(
     inspection: Inspection, file_name: str, overlay: bytes, request: gr.Request
 ) -> InspectionRow:
     """What the history keeps of an inspection."""
-    reference = inspection.reference
+    verdict, product_version = _judged(inspection)
     by_score = sorted(inspection.regions, key=lambda region: -region.score)
     return InspectionRow(
         id=new_id(),
         **_visitor(request),
         created=now(),
         file_name=printable(file_name),
-        product=reference.name if reference else None,
-        product_version=reference.version if reference else None,
-        verdict=inspection.verdict,
+        product=inspection.reference.name if inspection.reference else None,
+        product_version=product_version,
+        verdict=verdict,
         score=inspection.score,
         threshold=inspection.threshold,
         severity=inspection.severity,

@@ -37,6 +37,7 @@ class PlantServer(WireServer):
         self.references.clear()
         self.away = False
         self.busy: HTTPStatus | None = None
+        self.version, self.unknown = "9f2c", {"unknown"}
         self.speak.set()
         self.together: threading.Barrier | None = None
         self.most_under_way = 0

@@ -1,6 +1,7 @@
 """`looktwice chatbot`: wrong usage is one line and an exit code."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,9 +10,10 @@ import time
 import urllib.request
 
 import pytest
+import uvicorn
 
+from looktwice_clients.chatbot import command
 from looktwice_clients.cli import run
-from tests.serving import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +61,20 @@ def test_the_data_folder_that_cannot_be_made_is_named(capsys, tmp_path, monkeypa
     assert str(tmp_path / "file") in complaint(capsys)
 
 
+def test_an_ipv6_address_is_told_in_brackets(capsys, monkeypatch):
+    monkeypatch.setattr(command, "_free", lambda host, port: port)
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: None)
+    assert run(["chatbot", "--host", "::1"]) == 0
+    assert capsys.readouterr().out.startswith("http://[::1]:7860/ ")
+
+
 def test_a_chatbot_that_is_told_to_stop_ends_under_an_open_page_and_leaves_no_pictures(tmp_path):
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "looktwice_clients", "chatbot", "--port", str(port)]
+    arguments = [sys.executable, "-m", "looktwice_clients", "chatbot", "--port", "0"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, env=environment) as chatbot:
+    with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as chatbot:
         try:
+            address = chatbot.stdout.readline().split()[0].rstrip("/")
+            assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d*", address)
             deadline = time.monotonic() + 120
             while time.monotonic() < deadline:
                 try:

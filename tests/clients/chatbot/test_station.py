@@ -19,6 +19,7 @@ from looktwice_clients.chatbot.station import Station
 from looktwice_clients.chatbot.wording import wording
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.inspector import AsyncInspector
+from tests.clients import conftest
 from tests.clients.chatbot.rows import inspection
 from tests.clients.conftest import WireHandler, encoded, red, reference_of
 
@@ -131,6 +132,43 @@ def test_answers_grow_and_follow_up_questions_remember_the_talk(play, scratched)
     assert seen[-1] == "Is it scratched? 1 pictures, 1 messages."
     assert [turn["role"] for turn in talk] == ["user", "assistant"] * 2
     assert talk[-1]["content"] == "Where? 1 pictures, 3 messages."
+
+
+@pytest.mark.parametrize(
+    ("language", "changed", "removed"),
+    [
+        ("en", "follows the new verdict (anomalous)", "product bottle has been removed"),
+        ("de", "dem neuen Urteil (auffällig)", "Produkt bottle wurde entfernt"),
+        ("ko", "새 판정(이상)", "제품 bottle이(가) 삭제되어"),
+    ],
+)
+def test_a_product_that_changed_since_the_inspection_is_told_with_the_answer(
+    play, plant, scratched, language, changed, removed
+):
+    async def act(station):
+        session = (await inspected(station, scratched, "bottle"))[3]
+        same = await last(station.ask("Where?", session))
+        plant.version = "51ab"
+        replaced = await last(station.ask("Where?", session))
+        plant.unknown.add("bottle")
+        return same, replaced, await last(station.ask("Where?", session))
+
+    same, replaced, gone = play(act, language)
+    assert same[0] == ""
+    assert changed in replaced[0]
+    assert "problem" in replaced[0]
+    assert replaced[1][-1]["content"].startswith("Where?")
+    assert removed in gone[0]
+    assert gone[1:] == [replaced[1], "Where?"]
+
+
+def test_a_verdict_that_changed_without_a_product_is_told_too(play, scratched):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        session.row.verdict = "normal"  # as another model had found
+        return await last(station.ask("Where?", session))
+
+    assert "follows the new verdict (anomalous)" in play(act)[0]
 
 
 def test_the_second_click_of_two_changes_nothing(play, scratched):
@@ -275,7 +313,7 @@ def test_a_busy_server_is_told_and_the_question_stays(play, plant, scratched, st
 
     (said, *_), (sorry, talk, question) = play(act)
     assert "server is busy. Try again in a moment." in said
-    assert "answer broke off: The inspection server is busy." in sorry
+    assert "answer was cut off: The inspection server is busy." in sorry
     assert (talk, question) == ([], "Where?")
 
 
@@ -302,6 +340,23 @@ def test_a_product_is_added_warned_of_and_not_replaced_unasked(play, plant, scra
     assert "already" in again[0]
     assert "problem" not in over[0]
     assert plant.references["plate"]["images"] == 30
+
+
+def test_the_pictures_of_a_product_are_named_by_their_files(play, scratched, tmp_path, monkeypatch):
+    good = str(tmp_path / "good.png")
+    red(9).save(good)
+    unlike = reference_of("cup", 2, 0.5) | {"warnings": ["images[1] looks unlike the others"]}
+    monkeypatch.setattr(conftest, "reference_of", lambda *_: unlike)
+    warned = play(lambda s: last(s.add("cup", [good, scratched], 0.5, False)))
+    assert "images[1] (scratched.png) looks unlike the others" in warned[0]
+
+    def refuse(handler):
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        handler._error(400, "images[0]: it is too small")
+
+    monkeypatch.setattr(WireHandler, "do_PUT", refuse)
+    refused = play(lambda s: last(s.add("jar", [good, scratched], 0.5, False)))
+    assert "refused: images[0] (good.png): it is too small" in refused[0]
 
 
 def test_a_product_that_cannot_be_used_is_told_and_not_offered(play, plant):
