@@ -19,7 +19,7 @@ from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
 
 
 class ExpertFileError(ValueError):
-    """The file is no anomaly expert, or not one of the asked sizes."""
+    """The file is not an anomaly expert, or not one of the asked sizes."""
 
 
 def read_expert(path: str | Path) -> dict[str, Tensor]:

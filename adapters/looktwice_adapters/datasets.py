@@ -51,7 +51,7 @@ def products(root: Path) -> dict[str, Path]:
     """
     folders = sorted({path.parent for path in root.rglob("test") if path.is_dir()})
     if not folders:
-        raise ValueError(f"{root} is no data set: it has no folder test/good or test/<defect>")
+        raise ValueError(f"{root} is not a data set: it has no folder test/good or test/<defect>")
     return {
         root.name if folder == root else str(folder.relative_to(root)): folder for folder in folders
     }

@@ -276,9 +276,7 @@ def _warnings(defects: list[float], threshold: Threshold) -> list[str]:
         promise += f" a false-alarm rate of {_percent(threshold.promised_rate)} at best"
         promise += f" (guaranteed: {_percent(threshold.guaranteed_rate)})"
         if not count:
-            promise = (
-                "one good picture, which nothing is compared with, promises no false-alarm rate"
-            )
+            promise = "a single good picture cannot promise a false-alarm rate"
         said.append(f"{promise}; {_percent(threshold.rate)} needs {needed}")
     if missed := sum(value <= threshold.value for value in defects):
         said.append(f"{missed} of {len(defects)} known defects are below the threshold")

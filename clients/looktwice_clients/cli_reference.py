@@ -184,7 +184,7 @@ def show(name: str, sheet: Path | None, as_json: bool, url: str | None, timeout:
 @url_option
 @timeout_option()
 def remove(name: str, url: str | None, timeout: float) -> None:
-    """Take the reference NAME away."""
+    """Delete the reference NAME."""
     from looktwice_clients.inspector import Inspector
 
     with Inspector(url, timeout=timeout) as inspector:

@@ -289,11 +289,11 @@ class AsyncAnswerStream(_Pieces):
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """What is no chat completion becomes a `ReplyError`: the SDK hands out whatever it was sent."""
+    """Raise `ReplyError` for what is not a chat completion: the SDK passes on anything."""
     try:
         yield
     except (AttributeError, IndexError, JSONDecodeError, KeyError, TypeError) as error:
-        reason = "the reply is no chat completion: is this a LookTwice server?"
+        reason = "the reply is not a chat completion: is this a LookTwice server?"
         raise ReplyError(reason) from error
 
 
@@ -315,4 +315,4 @@ def _inspections(extra: dict[str, Any]) -> list[Inspection]:
         reason = what_is_wrong(error)
         raise ReplyError(f"the answer's `inspections` cannot be read: {reason}") from None
     except TypeError:
-        raise ReplyError("the answer's `inspections` are no list") from None
+        raise ReplyError("the answer's `inspections` are not a list") from None

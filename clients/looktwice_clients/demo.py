@@ -58,7 +58,7 @@ def example_pictures() -> list[Path]:
     """The checkout's two pictures: a good part and a scratched one.
 
     Raises:
-        DemoError: this is no checkout, or they are not there.
+        DemoError: this is not a checkout, or they are not there.
     """
     pictures = [CHECKOUT / "examples" / name for name in PICTURES]
     for picture in pictures:

@@ -50,7 +50,7 @@ class Finding:
 def doctor(ctx: click.Context, as_json: bool, url: str | None) -> None:
     """Versions, device, model files and their hashes, the server: what is wrong, and what to do.
 
-    The exit code is 1 if there is a problem; notes are no problems.
+    The exit code is 1 if there is a problem; notes are not problems.
     """
     findings = list(examine(url, quiet=as_json))
     if as_json:
@@ -252,12 +252,12 @@ def _defect(file: Path) -> str | None:
             return "is a Git LFS pointer: run `git lfs pull`"
         length = int.from_bytes(head, "little")
         if len(head) < 8 or length > size:
-            return "is no safetensors file, or is cut short"
+            return "is not a safetensors file, or is cut short"
         try:
             entries: dict[str, Any] = json.loads(stream.read(length))
             offsets = [e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return "is no safetensors file"
+            return "is not a safetensors file"
     expected = 8 + length + max(offsets, default=0)
     return None if size == expected else f"has {size} bytes, its header says {expected}"
 

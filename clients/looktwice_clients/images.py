@@ -144,7 +144,9 @@ def _file_content(path: str | os.PathLike[str]) -> bytes:
         code = "missing" if isinstance(error, FileNotFoundError) else ""
         raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}", code) from None
     if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{name}: is {'a folder' if stat.S_ISDIR(status.st_mode) else 'no file'}")
+        raise ImageError(
+            f"{name}: is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}"
+        )
     _check_size(status.st_size, name)
     try:
         return Path(path).read_bytes()

@@ -390,7 +390,9 @@ def _only(reply: object) -> Inspection:
     try:
         data = InspectionList.model_validate(reply).data
     except ValidationError as error:
-        raise ReplyError(f"the reply is no list of inspections: {what_is_wrong(error)}") from None
+        raise ReplyError(
+            f"the reply is not a list of inspections: {what_is_wrong(error)}"
+        ) from None
     if len(data) != 1:
         raise ReplyError(f"asked for one inspection, got {len(data)}")
     return data[0]
@@ -415,7 +417,7 @@ def model_names(reply: object) -> list[str]:
     try:
         names = [model.id for model in _Models.model_validate(reply).data]
     except ValidationError as error:
-        raise ReplyError(f"the reply is no list of models: {what_is_wrong(error)}") from None
+        raise ReplyError(f"the reply is not a list of models: {what_is_wrong(error)}") from None
     if not names:
         raise ReplyError("the server lists no model")
     return names

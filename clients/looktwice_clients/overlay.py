@@ -53,7 +53,7 @@ def draw_overlay(
 
     Raises:
         ImageError: the picture cannot be read, or its aspect is not the inspection's.
-        ReplyError: the inspection's map is no PNG.
+        ReplyError: the inspection's map is not a PNG.
     """
     style = style or OverlayStyle()
     part = _scaled(open_picture(image), style)

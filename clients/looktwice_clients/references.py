@@ -58,7 +58,7 @@ class Reference(BaseModel):
         """The thumbnails.
 
         Raises:
-            ReplyError: one of them is no JPEG.
+            ReplyError: one of them is not a JPEG.
         """
         try:
             return [
@@ -66,7 +66,7 @@ class Reference(BaseModel):
                 for one in self.thumbnails or ()
             ]
         except (OSError, ValueError) as error:
-            raise ReplyError(f"a thumbnail of {self.name} is no JPEG: {error}") from None
+            raise ReplyError(f"a thumbnail of {self.name} is not a JPEG: {error}") from None
 
 
 class _References(BaseModel):
@@ -115,7 +115,7 @@ class References:
         return _read(_References, self._client.get("/references", cast_to=object)).data
 
     def remove(self, name: str) -> None:
-        """Take a reference away."""
+        """Delete a reference."""
         self._client.delete(_path(name), cast_to=object)
 
 
@@ -151,7 +151,7 @@ class AsyncReferences:
         return _read(_References, await self._client.get("/references", cast_to=object)).data
 
     async def remove(self, name: str) -> None:
-        """Take a reference away."""
+        """Delete a reference."""
         await self._client.delete(_path(name), cast_to=object)
 
 
@@ -203,4 +203,4 @@ def _read(kind: type[M], reply: object) -> M:
     try:
         return kind.model_validate(reply)
     except ValidationError as error:
-        raise ReplyError(f"the reply is no reference: {what_is_wrong(error)}") from None
+        raise ReplyError(f"the reply is not a reference: {what_is_wrong(error)}") from None

@@ -67,7 +67,7 @@ class AnomalyMap(_FromWire):
             picture = Image.open(io.BytesIO(base64.b64decode(self.png)), formats=["PNG"])
             return picture.convert("L")
         except (binascii.Error, OSError, SyntaxError, ValueError) as error:
-            raise ReplyError(f"the server's anomaly map is no PNG: {error}") from None
+            raise ReplyError(f"the server's anomaly map is not a PNG: {error}") from None
 
 
 class Inspection(_FromWire):

@@ -61,7 +61,7 @@ class CheckedRequest(Request):
                 if len(body) > limit_mb * 2**20:
                     raise too_large
         except ClientDisconnect as error:
-            raise RequestError("the client went away while it sent the request") from error
+            raise RequestError("the client disconnected while sending the request") from error
         return bytes(body)
 
     async def json(self) -> Any:
@@ -109,7 +109,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise RequestError(f"the body holds {name}, which is no JSON number; leave the key out")
+    raise RequestError(f"the body contains {name}, which is not valid JSON; leave the key out")
 
 
 def _finite(text: str) -> float:

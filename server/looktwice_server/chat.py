@@ -58,7 +58,7 @@ class ChatRequest(ChatCompletionRequest):
         for key in InspectionOptions.model_fields:
             if key in data:
                 raise RequestError(
-                    f'{key} belongs into inspection: {{"inspection": {{"{key}": ...}}}}', param=key
+                    f'put {key} inside inspection: {{"inspection": {{"{key}": ...}}}}', param=key
                 )
         # `"inspection": null` means the defaults, as other optional keys of the API do.
         data = {key: data[key] for key in data if (key, data[key]) != ("inspection", None)}

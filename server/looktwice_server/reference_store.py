@@ -153,7 +153,7 @@ class ReferenceStore:
         self._write(path, json.dumps(kept).encode())
 
     def remove(self, name: str) -> None:
-        """Take a name away.
+        """Delete a name.
 
         Raises:
             UnknownReference: there is none.
@@ -188,7 +188,7 @@ class ReferenceStore:
                     path.unlink(missing_ok=True)
 
     def renew(self, version: str) -> bool:
-        """Let the hour begin anew that a version is kept without a name; False: it is gone."""
+        """Restart the hour that a version is kept without a name; False: it is gone."""
         try:
             os.utime(self.path(version))
         except FileNotFoundError:
@@ -250,7 +250,7 @@ def _version_in(card: bytes) -> str | None:
 
 
 def _broken(name: str) -> str:
-    return f"the reference {name!r} is broken on the server's disk; add it again"
+    return f"the reference {name!r} is corrupt on the server; add it again"
 
 
 def _lost(name: str, problem: str) -> Reference:

@@ -226,7 +226,7 @@ class References:
         limit = self._settings.reference_tokens_mb
         if sum(one.nbytes for one in seen) > limit * 2**20:
             raise StoreFull(
-                f"{key}[{index}] is more than {limit} MB of memory hold while a reference is made "
+                f"{key}[{index}] exceeds the {limit} MB limit for building a reference "
                 "(LOOKTWICE_REFERENCE_TOKENS_MB); send fewer or smaller pictures",
                 param=key,
             )

@@ -154,7 +154,7 @@ async def get_reference(name: str, raw_request: Request, thumbnails: bool = Fals
 
 @router.delete("/v1/references/{name}")
 async def delete_reference(name: str, raw_request: Request) -> ReferenceDeleted:
-    """Take a reference away; requests under way with it end with it."""
+    """Delete a reference; requests under way with it end with it."""
     store = raw_request.app.state.looktwice.references.store
     await asyncio.to_thread(store.remove, name)
     return ReferenceDeleted(name=name)

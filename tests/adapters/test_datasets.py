@@ -65,7 +65,7 @@ def test_a_folder_is_read_with_labels_and_masks(folder):
 
 
 def test_a_folder_without_test_pictures_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is no data set"):
+    with pytest.raises(ValueError, match="is not a data set"):
         products(tmp_path)
 
 

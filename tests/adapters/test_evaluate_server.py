@@ -258,7 +258,7 @@ def test_paraphrases_are_alike_where_rouge_sees_nothing():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ('{"a.png": {"conversation": [{"Question": "?"}]}}', "a question without Options"),
         ('{"a.png": 3}', "neither MMAD's nor VisA-D&R's"),
         ('[{"image": "a.png", "questions": ["?"], "answers": []}]', "1 questions and 0 answers"),

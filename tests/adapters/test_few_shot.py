@@ -235,7 +235,7 @@ def test_the_number_of_pictures_that_a_rate_needs_is_said(plates, rate, says):
         (
             0,
             0.05,
-            "one good picture, which nothing is compared with, promises no false-alarm rate; 5%",
+            "a single good picture cannot promise a false-alarm rate; 5%",
         ),
     ],
 )

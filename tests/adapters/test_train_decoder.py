@@ -180,7 +180,7 @@ def test_the_command_writes_a_decoder_that_fits_its_checkpoint(tmp_path, monkeyp
         (["--text-weights", "untrained", "--model", "{tmp}"], "has no section anomaly_expert"),
         (
             ["--text-weights", "untrained", "--pictures", "{tmp}"],
-            "made with another expert, pictures",
+            "made with different settings (expert, pictures",
         ),
     ],
 )

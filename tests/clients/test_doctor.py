@@ -47,8 +47,8 @@ def test_a_whole_model_is_ok_with_the_hashes_of_its_files(model: Path) -> None:
         (safetensors(5) + b"x", "bytes, its header says"),
         (b"", "cut short"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
-        (b"\x05\0\0\0\0\0\0\0hello", "no safetensors file"),
-        (b"\x02\0\0\0\0\0\0\0[]", "no safetensors file"),
+        (b"\x05\0\0\0\0\0\0\0hello", "not a safetensors file"),
+        (b"\x02\0\0\0\0\0\0\0[]", "not a safetensors file"),
     ],
 )
 def test_a_damaged_weight_file_is_a_problem(model: Path, content: bytes, words: str) -> None:

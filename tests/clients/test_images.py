@@ -124,7 +124,7 @@ def test_addresses_and_good_data_uris_travel_as_they_are() -> None:
         (b"<?xml version='1.0'?><svg/>", "not a picture (SVG is a drawing: export it as PNG)"),
         (b"%PDF-1.7", "not a picture (PDF is a document"),
         ("/", "/: is a folder"),
-        ("/dev/zero", "/dev/zero: is no file"),
+        ("/dev/zero", "/dev/zero: is not a file"),
         ("x" * 5000, "File name too long"),
     ],
 )

@@ -260,7 +260,7 @@ def test_a_reply_off_the_wire_says_so(wire: Any, reply: object) -> None:
     if reply == {"object": "list", "model": "m", "data": []}:
         message = "asked for one inspection, got 0"
     else:
-        message = "no list of inspections"
+        message = "not a list of inspections"
     with Inspector() as inspector, pytest.raises(ReplyError, match=message):
         inspector.inspect(red(1))
 

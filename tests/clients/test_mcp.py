@@ -162,7 +162,7 @@ def test_what_is_closed_or_no_picture_is_refused(
     [
         ("url", "http://127.0.0.1:9/v1", "cannot reach the server"),
         ("key", "right", "wants an API key"),
-        ("broken", {"inspections": {"data": "?"}}, "no list of inspections"),
+        ("broken", {"inspections": {"data": "?"}}, "not a list of inspections"),
     ],
 )
 def test_a_server_that_is_down_refuses_or_talks_nonsense_is_said(

@@ -22,7 +22,13 @@ WIRE = {
         {"box": [100, 200, 300, 400], "score": 0.94, "area": 0.031, "position": "bottom left"},
         {"box": [110, 300, 200, 400], "score": 0.55, "area": 0.01, "position": "bottom left"},
     ],
-    "reference": {"name": "bottle", "version": "9f2c"},
+    "reference": {
+        "name": "bottle",
+        "version": "9f2c",
+        "false_alarm_rate": 0.05,
+        "promised_rate": 0.2,
+        "warnings": [],
+    },
     "p_value": 0.02,
     "width": 1024,
     "height": 768,
@@ -79,7 +85,7 @@ def test_the_map_is_a_grey_picture_of_the_scores() -> None:
 
 @pytest.mark.parametrize("png", ["", "!!!", base64.b64encode(b"hello").decode()])
 def test_a_map_that_is_no_png_says_so(png: str) -> None:
-    with pytest.raises(ReplyError, match="anomaly map is no PNG"):
+    with pytest.raises(ReplyError, match="anomaly map is not a PNG"):
         AnomalyMap(png=png).image()
 
 

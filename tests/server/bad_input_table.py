@@ -338,7 +338,7 @@ def references() -> Iterator[Row]:
     for rate in (0, 0.6, "5%", True):
         yield Row(f"false_alarm_rate {rate!r}", put("cup", images=[good], false_alarm_rate=rate))
     yield Row("an unknown key", put("cup", images=[good], threshold=0.5))
-    yield Row("a body that is no JSON", Sent("/v1/references/cup", b"{", "PUT"))
+    yield Row("a body that is not JSON", Sent("/v1/references/cup", b"{", "PUT"))
     yield Row("one that is not there", Sent("/v1/references/cup", method="GET"), 404)
     yield Row("removing one that is not there", Sent("/v1/references/cup", method="DELETE"), 404)
     yield Row("thumbnails=maybe", Sent("/v1/references/cup?thumbnails=maybe", method="GET"))

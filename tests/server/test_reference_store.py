@@ -146,8 +146,8 @@ def test_a_corrupt_file_is_refused_by_its_hash(store):
     with pytest.raises(ValueError, match="is not what was written"):
         loaded.get(version)
     store.path(version).unlink()
-    assert "broken on the server's disk; add it again" in store.card("part").problem
-    with pytest.raises(ReferenceOutdated, match="broken on the server's disk; add it again"):
+    assert "corrupt on the server; add it again" in store.card("part").problem
+    with pytest.raises(ReferenceOutdated, match="corrupt on the server; add it again"):
         store.thumbnails("part", version)
 
 
@@ -164,7 +164,7 @@ def test_a_broken_card_is_one_reference_lost_and_no_other(store, broken):
     (store._names / "part.json").write_bytes(broken)
     assert [(one.name, one.problem) for one in store.cards()] == [
         ("good", None),
-        ("part", "the reference 'part' is broken on the server's disk; add it again"),
+        ("part", "the reference 'part' is corrupt on the server; add it again"),
     ]
     store.name(card("part", version))  # adding it again helps
     assert (store.card("part").version, store.card("part").problem) == (version, None)

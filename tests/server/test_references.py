@@ -293,7 +293,7 @@ def test_more_pictures_than_the_memory_holds_are_a_507_and_change_nothing(two_pr
     answer = put(two_processes, "large", GOOD * 4)
     assert answer.status == 507
     message = answer.error["message"]
-    assert "more than 8 MB of memory hold while a reference is made (LOOKTWICE_REF" in message
+    assert "exceeds the 8 MB limit for building a reference (LOOKTWICE_REF" in message
     assert get(two_processes).data["data"] == []
 
 

@@ -68,7 +68,7 @@ def read_choices(content: dict[str, Any]) -> list[Choice]:
     """The questions of an MMAD file: picture -> {"conversation": [...]}.
 
     Raises:
-        ValueError: a question lacks a key, or its answer is no option.
+        ValueError: a question lacks a key, or its answer is not an option.
     """
     choices = []
     for image, entry in content.items():
@@ -78,7 +78,7 @@ def read_choices(content: dict[str, Any]) -> list[Choice]:
             if missing:
                 raise ValueError(f"{image}: a question without {missing[0]}")
             if asked["Answer"] not in asked["Options"]:
-                raise ValueError(f"{image}: the answer {asked['Answer']!r} is no option")
+                raise ValueError(f"{image}: the answer {asked['Answer']!r} is not an option")
             kind = asked.get("type", "Question")
             subtask = SUBTASK.get(kind, kind)
             choices.append(

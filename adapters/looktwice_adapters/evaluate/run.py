@@ -34,7 +34,7 @@ def read_products(
     """References and test pictures of every product below the folders.
 
     Raises:
-        ValueError: a folder is no data set, or a product has too few pictures; one line.
+        ValueError: a folder is not a data set, or a product has too few pictures; one line.
     """
     found: Products = {}
     for root in (path.resolve() for path in folders):
@@ -129,7 +129,7 @@ def ask_questions(
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}") from None
     try:
         if isinstance(content, dict):
             choices = read_choices(dict(drawn(list(content.items()), limit, seed)))

@@ -366,7 +366,7 @@ def check_calibrating(folders: tuple[Path, ...]) -> None:
     """Refuse, before anything is trained, data sets that `fitted_calibration` cannot use.
 
     Raises:
-        click.UsageError: a folder is no data set, or its test pictures are all of one class.
+        click.UsageError: a folder is not a data set, or its test pictures are all of one class.
     """
     for root in folders:
         try:
@@ -538,7 +538,7 @@ def expert(
     for a checkpoint. Interrupted, it goes on with --resume; shards that exist are never made again.
 
     --model makes an expert for that checkpoint: `looktwice serve MODEL --expert
-    OUT/expert.safetensors`. Its tower looks at every batch anew: train on a GPU.
+    OUT/expert.safetensors`. Its tower looks at every batch again: train on a GPU.
 
     Leave one set out, to report each of three sets that train:
 

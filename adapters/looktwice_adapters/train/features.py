@@ -148,7 +148,7 @@ def real_products(folders: tuple[Path, ...]) -> list[list[Sample]]:
     """The pictures of each product of some data sets, train and test.
 
     Raises:
-        ValueError: a folder is no data set, or a product has no pairs: it lacks a class.
+        ValueError: a folder is not a data set, or a product has no pairs: it lacks a class.
     """
     found = []
     for root in folders:
@@ -304,8 +304,8 @@ def keep_plan(folder: Path, plan: dict[str, Any]) -> None:
         kept = json.loads(path.read_text())
         if changed := [name for name, value in plan.items() if kept.get(name, value) != value]:
             raise ValueError(
-                f"{folder} holds {folder.name} made with another {', '.join(changed)}; "
-                "choose another --out"
+                f"{folder} holds {folder.name} made with different settings "
+                f"({', '.join(changed)}); choose another --out"
             )
     path.write_text(json.dumps(plan, indent=2) + "\n")
 

@@ -70,7 +70,7 @@ def optimizer_for(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
 
 
 def refuse_overwriting(folder: Path, resume: bool) -> None:
-    """Do not begin anew in a folder that holds another run's checkpoint.
+    """Do not start over in a folder that holds another run's checkpoint.
 
     Raises:
         click.UsageError: it does, and `--resume` was not given.

@@ -149,7 +149,7 @@ class Station:
         return self.problem(self.words("chat.changed", verdict=verdict))
 
     async def forget(self, session: Session | None) -> str:
-        """Begin the conversation about the same picture anew; the notice."""
+        """Start a new conversation about the same picture; the notice."""
         if session is not None:
             session.conversation = self._conversation(session.row, session.picture)
             session.talk = []
