@@ -1,8 +1,9 @@
 """Figures of a detector: labels, scores, masks and maps -> AUROC, AP, F1-max, AUPRO, verdict, ECE.
 
-scikit-learn, torchmetrics and scipy compute them; AUPRO (Bergmann et al., 2020: mean overlap of the
-defects' connected regions against the false positive rate, up to 0.3) is in none of these. All are
-fractions in [0, 1], None where they cannot be computed (one class only, no masks).
+scikit-learn, torchmetrics and scipy compute them, but AUPRO (Bergmann et al., 2020: mean overlap of
+the defects' connected regions against the false positive rate, up to 0.3): anomalib's is private
+under a wrapper for Lightning's batches, and a test holds ours to it. All are fractions in [0, 1],
+None where they cannot be computed (one class only, no masks).
 """
 
 from dataclasses import asdict, dataclass, field, fields

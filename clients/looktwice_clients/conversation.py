@@ -48,7 +48,8 @@ class ChatOptions:
     map: bool = False
     """Whether the inspections carry their anomaly maps."""
     grounding: bool = True
-    """Whether the facts stand in the prompt; false gives Anomaly-OV's prompt as published."""
+    """Whether the facts stand in the prompt; false gives Anomaly-OV's layout, with the adverb of
+    the calibrated score."""
     completion: dict[str, Any] = field(default_factory=dict)
     """Arguments of the OpenAI SDK's `chat.completions.create`, such as max_tokens; `inspection` in
     `extra_body` goes before the options above."""

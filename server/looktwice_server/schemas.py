@@ -28,7 +28,8 @@ class InspectionOptions(Strict):
     map: bool = False
     """Whether each inspection carries its anomaly map."""
     grounding: bool = True
-    """Whether the facts stand in the prompt; false gives Anomaly-OV's prompt as published."""
+    """Whether the facts stand in the prompt; false gives Anomaly-OV's layout, with the adverb of
+    the calibrated score."""
 
 
 class InspectionsRequest(Strict):

@@ -148,7 +148,7 @@ def uri(picture: Image.Image) -> str:
 
 
 def asked(server: Server, picture: Image.Image, **keys) -> dict:
-    """The answer to QUESTION by the papers' exact prompt."""
+    """The answer to QUESTION by the papers' layout of the prompt."""
     keys = {"inspection": {"grounding": False, **keys}, "max_tokens": TOKENS}
     answer = ask(server, chat(image(uri(picture)), text(QUESTION), **keys))
     assert answer.status == 200, answer.data
