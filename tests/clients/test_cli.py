@@ -166,7 +166,10 @@ def test_inspect_json_is_one_object_a_line_with_its_path(
     assert err == ""
     assert [found["path"] for found in objects] == files
     assert objects[0]["score"] == pytest.approx(230 / 255, abs=0.01)
-    assert objects[0]["reference"] == {"name": "bottle", "version": "9f2c"}
+    assert (objects[0]["reference"]["name"], objects[0]["reference"]["version"]) == (
+        "bottle",
+        "9f2c",
+    )
     assert objects[0]["map"] is None
     assert set(objects[1]) == {"path", "error"}
     assert objects[2]["regions"] == []

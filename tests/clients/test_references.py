@@ -54,7 +54,7 @@ def test_a_thumbnail_that_is_none_is_a_reply_error() -> None:
         name="x", version="1", images=1, patches=1, false_alarm_rate=0.05, promised_rate=1.0,
         guaranteed_rate=1.0, threshold=0.0, thumbnails=["AAAA"],
     )  # fmt: skip
-    with pytest.raises(ReplyError, match="no JPEG"):
+    with pytest.raises(ReplyError, match="not a JPEG"):
         reference.pictures()
 
 
