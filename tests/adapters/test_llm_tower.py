@@ -16,11 +16,12 @@ from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import ExpertConfig
 from looktwice_adapters.few_shot import build
 from looktwice_adapters.llm_tower import PUBLISHED, LlmTower, tapped
+from looktwice_adapters.shipped import CHECKOUT_MODELS
 from looktwice_adapters.train.expert import KEY_SIZE, ExpertTraining, save_expert, train_expert
 from looktwice_adapters.train.features import Shard, ShardPlan, make_shard, read_shard
 from looktwice_adapters.train.frozen_sight import read_section
 from looktwice_adapters.train.run import Schedule
-from looktwice_server.launch import CHECKOUT_MODELS, expert_section
+from looktwice_server.launch import expert_section
 from tests.punched_plates import plate
 
 NANO = CHECKOUT_MODELS / "nano"
