@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -52,6 +53,24 @@ def test_the_lines_are_found():
     found = [words for page in PAGES for words in commands(page.read_text())]
     assert len(found) > 60
     assert {"serve", "inspect", "reference", "evaluate", "train", "mcp"} <= {w[0] for w in found}
+
+
+def every_command(group: click.Group, name: str = "looktwice") -> Iterator[tuple[str, str]]:
+    """Name and help of a group's commands and of its groups'."""
+    context = click.Context(group)
+    for word in group.list_commands(context):
+        found = group.get_command(context, word)
+        assert found is not None
+        command = found.entry.load() if isinstance(found, CommandEntry) else found
+        yield f"{name} {word}", command.get_help(click.Context(command, info_name=word))
+        if isinstance(command, click.Group):
+            yield from every_command(command, f"{name} {word}")
+
+
+def test_no_help_shows_the_mark_that_keeps_its_lines():
+    helps = dict(every_command(looktwice))
+    assert {"looktwice serve", "looktwice train estimate", "looktwice reference add"} <= set(helps)
+    assert [name for name, text in helps.items() if "\\b" in text or "\b" in text] == []
 
 
 @pytest.mark.parametrize("line", ["inspect --no-such", "train experts", "references list"])

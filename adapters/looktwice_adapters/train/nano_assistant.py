@@ -36,6 +36,7 @@ from looktwice_adapters.train.hub_format import (
     write_json,
 )
 from looktwice_adapters.train.looks import Layout, Look, crop_maps, layout, take_looks
+from looktwice_adapters.train.options import changed
 from looktwice_adapters.train.run import (
     Run,
     Schedule,
@@ -409,13 +410,10 @@ def read_looks(path: Path, made_of: dict[str, Any]) -> list[Look]:
     """The looks of a file.
 
     Raises:
-        TrainingError: they were made of something else; an older file tells only how many it has.
+        TrainingError: they were made of something else.
     """
     state = torch.load(path, weights_only=True)
-    if isinstance(state, list):
-        state = {"of": {"looks": len(state)}, "looks": state}
-    changed = [name for name, value in made_of.items() if state["of"].get(name, value) != value]
-    if changed:
-        names = ", ".join(f"--{name}" for name in changed)
+    if others := changed(state["of"], made_of):
+        names = ", ".join(f"--{name}" for name in others)
         raise TrainingError(f"{path} was made with other {names}: choose another --out")
     return [Look(*parts) for parts in state["looks"]]
