@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -28,6 +29,15 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
+@cache
+def vllm_flags() -> set[str]:
+    """What `vllm serve` takes, which `looktwice serve` hands on."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return set(make_arg_parser(FlexibleArgumentParser())._option_string_actions)
+
+
 def unknown(words: list[str]) -> set[str]:
     """What of a command line does not exist: a command, or options of the one that is called."""
     command: click.Command = looktwice
@@ -37,9 +47,9 @@ def unknown(words: list[str]) -> set[str]:
         if found is None:
             return {name}
         command = found.entry.load() if isinstance(found, CommandEntry) else found
-    if command.name == "serve":
-        return set()  # vLLM's own flags follow
     known = {name for option in command.params for name in option.opts} | {"--help"}
+    if command.name == "serve":
+        known |= vllm_flags()
     return {word.partition("=")[0] for word in words if word.startswith("-")} - known
 
 
@@ -73,6 +83,8 @@ def test_no_help_shows_the_mark_that_keeps_its_lines():
     assert [name for name, text in helps.items() if "\\b" in text or "\b" in text] == []
 
 
-@pytest.mark.parametrize("line", ["inspect --no-such", "train experts", "references list"])
+@pytest.mark.parametrize(
+    "line", ["inspect --no-such", "serve nano --no-such", "train experts", "references list"]
+)
 def test_what_does_not_exist_is_noticed(line: str):
     assert unknown(line.split())
