@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -27,6 +29,15 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
+@cache
+def vllm_flags() -> set[str]:
+    """What `vllm serve` takes, which `looktwice serve` hands on."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return set(make_arg_parser(FlexibleArgumentParser())._option_string_actions)
+
+
 def unknown(words: list[str]) -> set[str]:
     """What of a command line does not exist: a command, or options of the one that is called."""
     command: click.Command = looktwice
@@ -36,9 +47,9 @@ def unknown(words: list[str]) -> set[str]:
         if found is None:
             return {name}
         command = found.entry.load() if isinstance(found, CommandEntry) else found
-    if command.name == "serve":
-        return set()  # vLLM's own flags follow
     known = {name for option in command.params for name in option.opts} | {"--help"}
+    if command.name == "serve":
+        known |= vllm_flags()
     return {word.partition("=")[0] for word in words if word.startswith("-")} - known
 
 
@@ -54,6 +65,26 @@ def test_the_lines_are_found():
     assert {"serve", "inspect", "reference", "evaluate", "train", "mcp"} <= {w[0] for w in found}
 
 
-@pytest.mark.parametrize("line", ["inspect --no-such", "train experts", "references list"])
+def every_command(group: click.Group, name: str = "looktwice") -> Iterator[tuple[str, str]]:
+    """Name and help of a group's commands and of its groups'."""
+    context = click.Context(group)
+    for word in group.list_commands(context):
+        found = group.get_command(context, word)
+        assert found is not None
+        command = found.entry.load() if isinstance(found, CommandEntry) else found
+        yield f"{name} {word}", command.get_help(click.Context(command, info_name=word))
+        if isinstance(command, click.Group):
+            yield from every_command(command, f"{name} {word}")
+
+
+def test_no_help_shows_the_mark_that_keeps_its_lines():
+    helps = dict(every_command(looktwice))
+    assert {"looktwice serve", "looktwice train estimate", "looktwice reference add"} <= set(helps)
+    assert [name for name, text in helps.items() if "\\b" in text or "\b" in text] == []
+
+
+@pytest.mark.parametrize(
+    "line", ["inspect --no-such", "serve nano --no-such", "train experts", "references list"]
+)
 def test_what_does_not_exist_is_noticed(line: str):
     assert unknown(line.split())

@@ -260,7 +260,6 @@ _SMALL_TALK = {
 NO_PICTURE = "There is no picture in this conversation. Please send me one."
 NO_PICTURE_UNRELATED = "I can only talk about the inspection of pictures. Please send me one."
 ONE_PICTURE_TOPICS = tuple(_TOPICS)
-SMALL_TALK_TOPICS = tuple(_SMALL_TALK)
 
 
 def answer(topic: str, facts: Facts, rng: random.Random) -> str:

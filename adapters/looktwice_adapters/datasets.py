@@ -5,7 +5,7 @@ or a folder of such folders; `layouts.py` reads the others. Crops are AnyRes' (L
 base view, then a grid.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize
 from transformers.image_processing_utils import select_best_resolution
 
 from looktwice_adapters.anomaly_map import placement
+from looktwice_adapters.picture_file import UnreadPictureError, to_rgb
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 NORMAL = "good"
@@ -87,16 +88,36 @@ def _masks_of(folder: Path, path: Path, split: str) -> tuple[Path, ...]:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """A picture as RGB (H, W, 3) uint8, upright.
+    """A picture as RGB (H, W, 3) uint8, upright, as the server reads it.
 
     Raises:
         ValueError: the file is missing or no picture; the message names it.
     """
+    return np.array(_opened(path, to_rgb), np.uint8)
+
+
+def read_painted(path: Path) -> NDArray[np.bool_]:
+    """Where a mask's file (H, W) is not black.
+
+    Any colour counts: VisA's masks hold small numbers, one for each kind of defect, and a palette
+    may show them as any colour. A transparent background is not made white, nor is 1 of 65535
+    rounded to black, as they are in a picture.
+
+    Raises:
+        ValueError: the file is missing or no picture; the message names it.
+    """
+    mask = _opened(path, lambda image: ImageOps.exif_transpose(image).convert("RGB"))
+    return np.asarray(mask).max(-1) > 0
+
+
+def _opened(path: Path, read: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
-    except (OSError, SyntaxError) as error:
+            return read(image)
+    except (OSError, SyntaxError, UnreadPictureError) as error:
         reason = getattr(error, "strerror", None) or "cannot be read as a picture"
+        if isinstance(error, UnreadPictureError):
+            reason = str(error)
         raise ValueError(f"{path}: {reason}") from error
 
 
@@ -121,10 +142,8 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> NDArray[np.bool_] | None
 def _one_mask(
     path: Path, box: tuple[int, int, int, int] | None, size: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    # Any colour but black counts: VisA's masks hold small numbers, one for each kind of defect,
-    # and a palette may show them as any colour.
-    mask = Image.fromarray(read_image(path).max(-1)).crop(box)
-    return np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST)) > 0
+    mask = Image.fromarray(read_painted(path)).crop(box)
+    return np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ instead of written by another model: every answer can be checked against its ins
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from looktwice_adapters.anomaly_prompt import ADVERBS
@@ -189,15 +189,6 @@ def make_dialogue(
         pictures = pictures[1:]
     turns += _turns_about(pictures, rng.randint(1, 4), rng, split)
     return Dialogue(tuple(turns), system)
-
-
-def without_statement(dialogue: Dialogue) -> Dialogue:
-    """The same conversation as the model sees it with grounding off: no facts sentences."""
-    turns = tuple(
-        replace(turn, pictures=tuple(replace(p, stated=False) for p in turn.pictures))
-        for turn in dialogue.turns
-    )
-    return Dialogue(turns, dialogue.system)
 
 
 def picture_prefix(facts: Facts, image_token: str = "<image>") -> str:

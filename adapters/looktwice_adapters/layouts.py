@@ -15,6 +15,7 @@ from looktwice_adapters.datasets import (
     pictures_in,
     products,
     read_image,
+    read_painted,
     read_product,
 )
 
@@ -91,7 +92,7 @@ def _aitex(root: Path) -> Products | None:
 def _aitex_defects(root: Path) -> Iterator[Sample]:
     for path in pictures_in(root / "Defect_images"):
         masks = tuple(pictures_in(root / "Mask_images", f"{path.stem}_mask*"))
-        covered = [read_image(mask).max(-1) > 0 for mask in masks]
+        covered = [read_painted(mask) for mask in masks]
         code = path.stem.split("_")[1] if path.stem.count("_") == 2 else "defect"
         for left, top, right, bottom in _tiles(path):
             if any(mask[top:bottom, left:right].any() for mask in covered):

@@ -24,7 +24,6 @@ DEFECTS = (
 )
 KINDS = """crack scratch dent hole stain tear chip bubble bump spot cut fold missing_part
 contamination discoloration corrosion rust_mark burr tumor""".split()
-POSITIONS = "top left,top,top right,left,center,right,bottom left,bottom,bottom right".split(",")
 ORDINALS = ("first", "second", "third", "fourth")
 
 WORDS: dict[str, list[str]] = {
@@ -386,25 +385,6 @@ TEMPLATES: dict[str, list[str]] = {
         "{question} Please reply with {quoted}.",
         "{question} Say {quoted}, nothing else.",
     ],
-    "no_yes": [
-        "{question} [Answer|Reply] [yes or no|with yes or no|only yes or no].",
-        "Yes or no: {question}",
-        "{question} Yes or no?",
-        "{question} Answer in one word.",
-        "[Answer|Reply] [yes or no|with yes or no|only with yes or no]: {question}",
-        "{question} [Just|Only|Simply] yes or no[ please|].",
-        "Please answer yes or no. {question}",
-        "Just yes or no: {question}",
-        "{question} Please [reply|answer|respond] with {quoted}.",
-        "{question} [Answer|Reply|Respond] [with|using] [only |]{quoted}[ only|].",
-        "{question} Please answer [yes or no|Yes or No|YES or NO].",
-        "[Answer|Reply|Respond] with {quoted}[ only|]. {question}",
-        "{question} ([yes/no|Yes/No|y/n])",
-        "{question} Your answer [should|must] be {quoted}.",
-        "{question} Respond with a single word: [yes or no|Yes or No].",
-        "{question} Please reply with {quoted}.",
-        "{question} Say {quoted}, nothing else.",
-    ],
     "one_word": [
         "Answer with one word: normal or anomalous.",
         "Normal or anomalous? [One word|Answer in one word|Only one word].",
@@ -494,6 +474,7 @@ TEMPLATES: dict[str, list[str]] = {
         "Help me with my [homework|taxes|garden].",
     ],
 }
+TEMPLATES["no_yes"] = TEMPLATES["yes_no"]
 WORDS["the_it"] = ["it", "that", "they", "these"]
 
 PREFIXES = ["Hi, ", "Hello, ", "Hello! ", "Please: ", "Hey, ", "OK, ", "Quick question: ", "And "]

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from looktwice_adapters.picture_file import eight_bits
+
 Picture = NDArray[np.uint8]  # (H, W, 3)
 Field = NDArray[np.float32]  # (H, W)
 Part = NDArray[np.bool_]  # (H, W)
@@ -364,12 +366,15 @@ def _mark(picture: Picture, ink: list[float], rng: Generator) -> None:
 
 @lru_cache(maxsize=256)
 def read_picture(path: Path, longest: int = 1024) -> NDArray[np.uint8]:
-    """A picture (H, W, 3), with transparency (H, W, 4), its longer side at most `longest`."""
+    """A picture (H, W, 3), with transparency (H, W, 4), its longer side at most `longest`.
+
+    As it is stored: a cut-out keeps its transparency, and no texture has an upright.
+    """
     picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if picture is None:
         raise ValueError(f"{path} cannot be read as a picture")
     if picture.dtype != np.uint8:
-        picture = (picture / 257).astype(np.uint8)
+        picture = _eight_bits(picture)
     if picture.ndim == 2:
         picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
     else:
@@ -379,6 +384,14 @@ def read_picture(path: Path, longest: int = 1024) -> NDArray[np.uint8]:
     if factor < 1:
         picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
     return np.asarray(picture, np.uint8)
+
+
+def _eight_bits(picture: NDArray) -> NDArray[np.uint8]:
+    """8 bits of a deeper (H, W) or (H, W, C), whose transparency has a depth of its own."""
+    if picture.ndim == 2:
+        return eight_bits(picture.astype(np.float32))
+    parts = (picture[..., :3], picture[..., 3:])
+    return np.dstack([eight_bits(part.astype(np.float32)) for part in parts if part.size])
 
 
 def disk_texture(size: Size, rng: Generator, paths: tuple[Path, ...]) -> Picture:

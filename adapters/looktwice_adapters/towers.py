@@ -31,10 +31,24 @@ class TowerConfig:
     levels: tuple[int, ...] = (7, 13, 19, 25)
     final: int = 26
     grid: int = 27
-    neighbours: int = 0  # tokens that each is compared with; 0: no deviations are appended
-    rarity: bool = False  # standardise stages, append absolute deviations and rarity (timm only)
-    evidence: bool = False  # with rarity: final tokens are deviations and rarity of all stages
-    components: tuple[int, ...] = ()  # principal components kept of each stage, with rarity
+    # Of a timm network, all four or none: its stages are standardised and projected, deviations and
+    # rarity appended to each token, and the final tokens are the evidence of all stages.
+    neighbours: int = 0  # tokens that each is compared with
+    rarity: bool = False
+    evidence: bool = False
+    components: tuple[int, ...] = ()  # principal components kept of each stage
+
+    def __post_init__(self) -> None:
+        """Refuse what no tower can be.
+
+        Raises:
+            ValueError: some, but not all, of the comparisons are asked for.
+        """
+        comparing = (self.neighbours, self.rarity, self.evidence, self.components)
+        if any(comparing) and not all(comparing):
+            raise ValueError(
+                "a tower has neighbours, rarity, evidence and components, or none of them"
+            )
 
     @classmethod
     def from_dict(cls, section: dict[str, Any]) -> "TowerConfig":
@@ -44,27 +58,6 @@ class TowerConfig:
             if name in values:
                 values[name] = tuple(values[name])
         return cls(**values)
-
-
-def with_deviations(tokens: Tensor, neighbours: int) -> Tensor:
-    """Append each token's deviation from the crop's mean and from its most similar tokens.
-
-    A defect is what has no likeness in the picture: the deviations say so whatever the material.
-
-    Args:
-        tokens: (B, N, C).
-        neighbours: how many of the most similar other tokens are averaged.
-
-    Returns:
-        (B, N, 3C).
-    """
-    likeness = normalize(tokens, dim=-1)
-    likeness = likeness @ likeness.transpose(1, 2)  # (B, N, N)
-    likeness.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-    nearest = likeness.topk(neighbours, dim=-1).indices  # (B, N, K)
-    batch = torch.arange(len(tokens), device=tokens.device)[:, None, None]
-    alike = tokens[batch, nearest].mean(2)  # (B, N, C)
-    return torch.cat((tokens, tokens - tokens.mean(1, keepdim=True), tokens - alike), dim=-1)
 
 
 def rarity(tokens: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
@@ -190,7 +183,6 @@ class TimmTower(nn.Module):
             if config.rarity:  # of each stage's channels, over the training pictures
                 self.register_buffer(f"mean_{index}", torch.zeros(channels))
                 self.register_buffer(f"std_{index}", torch.ones(channels))
-            if config.components:
                 kept = torch.eye(channels, config.components[index])
                 self.register_buffer(f"components_{index}", kept)
         self.requires_grad_(False)
@@ -211,13 +203,13 @@ class TimmTower(nn.Module):
         channels = self.stage_sizes
         if self.config.rarity:
             return tuple(4 * size + RARITY * len(channels) for size in channels)
-        return tuple(size * (3 if self.config.neighbours else 1) for size in channels)
+        return channels
 
     @property
     def hidden_size(self) -> int:
         """Channels of the final tokens that `forward` returns."""
         channels = self.stage_sizes
-        if self.config.evidence:
+        if self.config.rarity:
             return sum(channels) + RARITY * len(channels)
         return self.level_sizes[-1]
 
@@ -234,22 +226,19 @@ class TimmTower(nn.Module):
     def tokens(self, stages: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Levels and final tokens of the stages' tokens, compared as the configuration says."""
         if self.config.rarity:
-            levels, evidence = enriched(self.standard(stages), self.config.neighbours)
-            return levels, evidence if self.config.evidence else levels[-1]
-        if self.config.neighbours:
-            stages = [with_deviations(tokens, self.config.neighbours) for tokens in stages]
+            return enriched(self.standard(stages), self.config.neighbours)
         return stages, stages[-1]
 
     @torch.no_grad()
     def standard(self, stages: list[Tensor]) -> list[Tensor]:
-        """The stages' tokens by each channel's mean and deviation, projected where configured."""
-        tokens = [
+        """The stages' tokens by each channel's mean and deviation, then projected."""
+        standard = [
             (stage - self.get_buffer(f"mean_{index}")) / self.get_buffer(f"std_{index}")
             for index, stage in enumerate(stages)
         ]
-        if not self.config.components:
-            return tokens
-        return [part @ self.get_buffer(f"components_{index}") for index, part in enumerate(tokens)]
+        return [
+            part @ self.get_buffer(f"components_{index}") for index, part in enumerate(standard)
+        ]
 
     def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
         """Tokens of crops normalised as SigLIP's are, (x / 255 - 0.5) / 0.5.

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from looktwice_adapters.shipped import shipped_folder
 from looktwice_server.errors import SettingsError
 from looktwice_server.settings import Settings
 from looktwice_server.supervisor import end_with_parent, is_child, supervise
@@ -21,7 +22,6 @@ OWN = {  # flags of vLLM's whose value is LookTwice's to choose
     "--worker-extension-cls": "LookTwice's own inspects the pictures",
 }
 CPU_CACHE_BYTES = 2 * 2**30  # of the language model's keys and values
-CHECKOUT_MODELS = Path(__file__).parents[2] / "models"
 
 
 @click.command(
@@ -130,10 +130,9 @@ def find_model(name: str) -> str:
     Raises:
         SettingsError: a path was given, and no checkpoint is there.
     """
-    roots = [Path(root) for root in (os.environ.get("LOOKTWICE_MODELS"),) if root]
-    for folder in (root / name for root in [*roots, CHECKOUT_MODELS]):
-        if "/" not in name and (folder / "config.json").is_file():
-            return str(folder.resolve())
+    folder = None if "/" in name else shipped_folder(name)
+    if folder is not None:
+        return str(folder)
     is_path = name.startswith(("/", ".", "~")) or Path(name).is_dir()
     if is_path and not Path(name, "config.json").is_file():
         raise SettingsError(f"no checkpoint at {name}: there is no config.json in it")

@@ -13,14 +13,13 @@ from io import BytesIO
 from typing import TypeVar
 
 import aiohttp
-import numpy as np
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from yarl import URL
 
+from looktwice_adapters.picture_file import UnreadPictureError, to_rgb
 from looktwice_server.decoded import DecodedPictures
 from looktwice_server.errors import PictureError
 from looktwice_server.plugin import MEDIA_CONNECTOR
@@ -29,19 +28,6 @@ from looktwice_server.settings import Settings, served
 # What Pillow reads safely and cameras write; PostScript, PDF and the like stay closed. A phone's
 # MPO is a JPEG with a second picture behind the first.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
-# Bits of the sensors that write more than eight into a grey picture.
-DEPTHS = (8, 10, 12, 14, 16)
-# How a picture is turned upright, by its EXIF orientation (1 is upright).
-ORIENTATION = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # The only IPv6 addresses that the public network routes (RFC 4291), and those that lead to an IPv4
 # address inside (RFC 6052). Python calls nearly all others global too: a site's own (fec0::/10,
 # RFC 3879; 64:ff9b:1::/48, RFC 8215), and IPv4 ones in spellings long deprecated (::10.0.0.1).
@@ -74,10 +60,7 @@ def decode(data: bytes, settings: Settings, others: DecodedPictures | None = Non
         _check_size(picture.size, settings)  # before a pixel is decoded
         if others is not None:
             others.add(picture.size)
-        picture.load()
-        shown = _to_rgb(_upright(picture), settings.grey_bits)
-        shown.info.clear()  # whoever reads the orientation there would turn it once more
-        return shown
+        return to_rgb(picture, settings.grey_bits)
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
@@ -88,6 +71,8 @@ def decode(data: bytes, settings: Settings, others: DecodedPictures | None = Non
     except UnidentifiedImageError as error:
         known = ", ".join(_readable())
         raise PictureError(f"not a picture in a format that is read here: {known}") from error
+    except UnreadPictureError as error:
+        raise PictureError(str(error)) from error
     except Exception as error:
         # Pillow's readers report broken files by whatever went wrong in them.
         reason = str(error) or type(error).__name__
@@ -113,51 +98,6 @@ def _check_size(size: tuple[int, int], settings: Settings) -> None:
             f"need at least {settings.min_side} px a side to judge a picture, "
             f"got {width} x {height}"
         )
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation says; other tags, however odd, do not matter."""
-    try:
-        turn = UPRIGHT.get(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # Pillow's reader reports broken EXIF by whatever went wrong in it
-        turn = None
-    return picture if turn is None else picture.transpose(turn)
-
-
-def _to_rgb(picture: Image.Image, grey_bits: int | None) -> Image.Image:
-    """RGB with 8 bits a channel."""
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return _deep_grey(np.asarray(picture, dtype=np.float32), grey_bits).convert("RGB")
-    if picture.mode == "P" or picture.has_transparency_data:
-        # Parts cut out of their background stand on white, as on an inspection table.
-        picture = picture.convert("RGBA")
-        white = Image.new("RGB", picture.size, "white")
-        white.paste(picture, mask=picture)
-        return white
-    return picture.convert("RGB")
-
-
-def _deep_grey(values: NDArray[np.float32], bits: int | None = None) -> Image.Image:
-    """8 bits of a 16-bit, 32-bit or float grey (H, W).
-
-    The whole range of the sensor becomes 0 to 255, as in an 8-bit picture: stretching a picture's
-    own range would turn the noise of an even part into contrast. Files do not tell its depth:
-    unless `bits` does, it is the smallest usual one that holds the brightest pixel; only beyond 16
-    bits and below 0 is there no sensor's range.
-    """
-    values = np.nan_to_num(values)
-    low, high = float(values.min()), float(values.max())
-    if bits is not None and low >= 0 and high > 1:
-        full = 2.0**bits - 1
-        values = values.clip(max=full)
-    elif low < 0 or high >= 2 ** DEPTHS[-1]:
-        values = values - low
-        full = (high - low) or 1.0
-    elif high <= 1:
-        full = 1.0
-    else:
-        full = 2.0 ** next(bits for bits in DEPTHS if high < 2**bits) - 1
-    return Image.fromarray((values / full * 255).round().astype(np.uint8))
 
 
 def decode_data_uri(

@@ -30,7 +30,7 @@ class Settings:
     max_pixels: int = 50_000_000  # of one picture; a decoded pixel costs 3 bytes and more
     max_download_mb: int = 64  # of one picture from a URL
     min_side: int = 28  # pixels; fewer than two patches of the published tower show nothing
-    grey_bits: int | None = None  # of the cameras' deep greys; None: told by the brightest pixel
+    grey_bits: int | None = None  # of the cameras' deep pixels; None: told by the brightest pixel
     fetch_timeout: int = 10  # seconds for one picture from a URL
     stop_seconds: int = 10  # for a stopping server beyond --shutdown-timeout, then it is killed
     crops_per_call: int = 40  # crops of all pictures that the worker inspects between two steps

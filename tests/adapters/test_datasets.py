@@ -48,6 +48,17 @@ def test_a_mask_goes_the_way_of_its_picture():
     assert (anyres.crop_masks(picture[..., 0] > 0, 14) - seen).abs().mean() < 0.01
 
 
+def test_a_mask_is_painted_where_it_is_not_black_whatever_its_mode(folder):
+    file = folder / "cup" / "ground_truth" / "hole" / "0_mask.png"
+    mask = np.asarray(Image.open(file))
+    transparent = Image.fromarray(np.dstack([mask] * 4))
+    deep = Image.fromarray((mask > 0).astype(np.uint16))
+    deep.putpixel((12, 6), 65535)
+    for picture in (transparent, deep):
+        picture.save(file)
+        assert (read_mask(read_product(folder / "cup")[3], (20, 40)) == (mask > 0)).all()
+
+
 def test_a_folder_is_read_with_labels_and_masks(folder):
     assert products(folder) == {"cup": folder / "cup"}
     assert list(products(folder / "cup")) == ["cup"]

@@ -3,14 +3,21 @@
 import base64
 import io
 import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from looktwice_adapters.datasets import Sample
 from looktwice_adapters.evaluate.reasoning import similarity
+from looktwice_adapters.evaluate.server import ServerJudge
 from looktwice_clients.cli import run
 from tests.adapters.scripted_server import completion, pictures_in, question_in, scripted_server
+
+SCRATCHED = Path(__file__).parents[2] / "examples" / "scratched.png"
 
 
 def png(value, size=(40, 32)):
@@ -77,13 +84,28 @@ def test_shots_are_put_on_the_server_used_and_taken_away_again(cups, capsys):
     with scripted_server(looktwice) as server:
         code, printed = evaluate(capsys, cups, "--url", server.url, "--shots", 2, "--seed", 1)
     assert code == 0, printed.err
-    kept = [(method, path) for method, path, _ in server.requests if "references" in path]
-    assert kept == [
-        ("PUT", "/v1/references/evaluate-cup"),
-        ("DELETE", "/v1/references/evaluate-cup"),
+    [(put, stored), (removed, path)] = [
+        (method, path) for method, path, _ in server.requests if "references" in path
     ]
-    assert len(server.bodies("/v1/references/evaluate-cup")[0]["images"]) == 2
-    assert {b["reference"] for b in server.bodies("/v1/inspections")} == {"evaluate-cup"}
+    assert (put, removed) == ("PUT", "DELETE")
+    assert stored == path
+    assert len(server.bodies(path)[0]["images"]) == 2
+    name = path.removeprefix("/v1/references/")
+    assert {b["reference"] for b in server.bodies("/v1/inspections")} == {name}
+
+
+def test_two_evaluations_of_a_product_keep_out_of_each_others_way():
+    with scripted_server(looktwice) as server:
+        judges = [ServerJudge(server.url) for _ in range(2)]
+        for judge in judges:
+            judge.prepare("a set/" + "cup" * 40, [Sample(SCRATCHED, "cup", "train", "good")])
+        names = {judge.reference for judge in judges}
+        for judge in judges:
+            judge.close()
+            assert judge.client.is_closed()
+    assert len(names) == 2
+    assert all(re.fullmatch(r"evaluate-a-set-(cup)+c?u?-[0-9a-f]{8}", name) for name in names)
+    assert {len(name) for name in names} == {64}
 
 
 def test_with_shots_the_question_too_is_asked_against_the_reference(cups, capsys):
@@ -91,7 +113,9 @@ def test_with_shots_the_question_too_is_asked_against_the_reference(cups, capsys
         code, printed = evaluate(capsys, cups, "--url", server.url, "--shots", 2, "--answers")
     assert code == 0, printed.err
     asked = server.bodies("/v1/chat/completions")
-    assert [body["inspection"] for body in asked] == [{"reference": "evaluate-cup"}] * 10
+    [name] = {body["inspection"]["reference"] for body in asked}
+    assert len(asked) == 10
+    assert name.startswith("evaluate-cup-")
     assert server.requests[-1][0] == "DELETE"  # after the last question
 
 
@@ -106,6 +130,64 @@ def test_references_are_taken_away_when_the_evaluation_fails(cups, capsys):
     assert code == 1
     assert printed.err.strip().endswith("/v1/inspections answered 400: images[0]: too small")
     assert server.requests[-1][0] == "DELETE"
+
+
+@pytest.mark.parametrize("alive", [15, 0])
+def test_what_was_measured_before_a_failure_is_printed_and_written(cups, tmp_path, capsys, alive):
+    """Of two products the first is done, or of none: pictures after the 15th are refused."""
+    shutil.copytree(cups, tmp_path / "mug")
+    out, left = tmp_path / "out", iter(range(alive))
+
+    def dies(method, path, body):
+        if path == "/v1/inspections" and next(left, None) is None:
+            return 500, {"error": {"message": "out of memory"}}
+        return looktwice(method, path, body)
+
+    with scripted_server(dies) as server:
+        code, printed = evaluate(capsys, cups, tmp_path / "mug", "--url", server.url, "--out", out)
+    assert code == 1
+    [line] = printed.err.strip().splitlines()
+    assert "answered 500: out of memory" in line
+    assert ("scripted ended early" if alive else "scripted was not run") in line
+    found = json.loads(printed.out)
+    assert json.loads((out / "metrics.json").read_text()) == found
+    assert list(found.get("categories", ())) == (["cup"] if alive else [])
+    assert ("ended_early" in found, "not_run" in found) == (alive > 0, alive == 0)
+    assert ("ended early" in (out / "report.html").read_text()) is (alive > 0)
+
+
+def test_a_failing_question_leaves_the_other_figures_and_its_answers(cups, mmad, tmp_path, capsys):
+    left = iter(range(3))
+
+    def dies(method, path, body):
+        if path == "/v1/chat/completions" and next(left, None) is None:
+            return 500, {"error": {"message": "out of memory"}}
+        return looktwice(method, path, body)
+
+    out = tmp_path / "out"
+    with scripted_server(dies) as server:
+        arguments = ("--url", server.url, "--questions", mmad, "--out", out)
+        code, printed = evaluate(capsys, cups, *arguments)
+    assert code == 1
+    assert "mmad.json was not run to its end" in printed.err
+    assert json.loads(printed.out)["mean"]["image_auroc"] == 1
+    assert len(json.loads((out / "mmad_answers.json").read_text())) == 3
+    assert "not run to its end" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("page", ["<html>", {"data": []}, {"data": [{}]}, {}, []])
+def test_an_address_that_is_no_openai_api_is_told_in_one_line(cups, capsys, page):
+    with scripted_server(lambda *_: (200, page)) as server:
+        root = server.url.removesuffix("/v1")
+        code, printed = evaluate(capsys, cups, "--url", root)
+        assert code == 1
+        [line] = printed.err.strip().splitlines()
+        assert ("lists no model" if page == {"data": []} else "is no OpenAI API") in line
+        for named in ("", "#a-model"):
+            code, printed = evaluate(capsys, cups, "--baseline", f"openai:{root}{named}")
+            assert code == 1
+            [line] = printed.err.strip().splitlines()
+            assert root in line
 
 
 def test_a_vision_model_is_a_baseline_scored_by_its_yes(cups, capsys):
@@ -263,16 +345,21 @@ def test_paraphrases_are_alike_where_rouge_sees_nothing():
         ('{"a.png": 3}', "neither MMAD's nor VisA-D&R's"),
         ('[{"image": "a.png", "questions": ["?"], "answers": []}]', "1 questions and 0 answers"),
         ('[{"questions": ["?"]}]', "entry 0 names no image"),
-        ('[{"image": "a.png", "questions": ["?"], "answers": ["!"]}]', "No such file"),
+        ('[{"image": "a.png", "questions": ["?"], "answers": ["!"]}]', "there is no picture"),
+        ("[]", "holds no question"),
+        ('[{"image": 3, "questions": ["?"], "answers": ["!"]}]', "neither MMAD's nor VisA-D&R's"),
     ],
 )
-def test_a_file_of_another_shape_is_refused_in_one_line(tmp_path, capsys, content, says):
+def test_a_file_of_another_shape_is_refused_in_one_line_before_anything_is_measured(
+    cups, tmp_path, capsys, content, says
+):
     (tmp_path / "questions.json").write_text(content)
-    with scripted_server(lambda *_: (200, completion("A"))) as server:
+    with scripted_server(looktwice) as server:
         code, printed = evaluate(
-            capsys, "--url", server.url, "--questions", tmp_path / "questions.json"
+            capsys, cups, "--url", server.url, "--questions", tmp_path / "questions.json"
         )
     assert code == 1
+    assert server.requests == []
     [line] = printed.err.strip().splitlines()
     assert says in line
 

@@ -1,5 +1,6 @@
 """An expert on the LLM's own tower, as published: tapped, trained, saved, loaded, judging."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -16,11 +17,12 @@ from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import ExpertConfig
 from looktwice_adapters.few_shot import build
 from looktwice_adapters.llm_tower import PUBLISHED, LlmTower, tapped
+from looktwice_adapters.shipped import CHECKOUT_MODELS
 from looktwice_adapters.train.expert import KEY_SIZE, ExpertTraining, save_expert, train_expert
 from looktwice_adapters.train.features import Shard, ShardPlan, make_shard, read_shard
 from looktwice_adapters.train.frozen_sight import read_section
-from looktwice_adapters.train.run import Schedule
-from looktwice_server.launch import CHECKOUT_MODELS, expert_section
+from looktwice_adapters.train.run import Schedule, TrainingError
+from looktwice_server.launch import expert_section
 from tests.punched_plates import plate
 
 NANO = CHECKOUT_MODELS / "nano"
@@ -86,6 +88,17 @@ def test_what_learns_is_saved_and_the_tower_is_not(trained: Path, tower: LlmTowe
     assert expert.config.tower == tower.config
     assert expert.config.level_sizes == tower.level_sizes == (192,) * 4
     assert state["q_former.key_proj.weight"].shape == (KEY_SIZE, 192)
+
+
+def test_a_run_with_another_models_tower_is_not_resumed(
+    tower: LlmTower, shards: list[Shard], tmp_path: Path
+) -> None:
+    schedule = Schedule(0, 1e-3)
+    train_expert(shards, tower, TRAINING, schedule, tmp_path)
+    other = copy.deepcopy(tower)
+    next(other.parameters()).data.mul_(2)
+    with pytest.raises(TrainingError, match=r"other options \(model\)"):
+        train_expert(shards, other, TRAINING, schedule, tmp_path, True)
 
 
 def test_training_moves_every_part_of_the_expert_and_nothing_of_the_tower(

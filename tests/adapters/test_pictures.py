@@ -56,12 +56,12 @@ def test_features_are_known_by_the_pictures_they_were_made_of(tmp_path):
     make_shards(replace(plan, folder=tmp_path / "other"), 0, 1)
 
 
-def test_a_plan_from_before_that_says_nothing_of_the_library_is_taken(tmp_path):
+def test_a_plan_that_says_nothing_of_the_library_is_another_one(tmp_path):
     draw(tmp_path / "pictures", "walls/a.png")
     plan = ShardPlan(tmp_path / "features", None, pictures=tmp_path / "pictures")
     make_shards(plan, 0, 1)
     path = plan.folder / "plan.json"
     lines = [line for line in path.read_text().splitlines() if '"library"' not in line]
     path.write_text("\n".join(lines))
-    make_shards(plan, 0, 1)
-    assert '"library"' in path.read_text()
+    with pytest.raises(ValueError, match="features made with another library; choose"):
+        make_shards(plan, 0, 1)

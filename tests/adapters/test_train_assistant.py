@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from looktwice_adapters.train.assistant import (
@@ -24,7 +26,7 @@ from looktwice_adapters.train.conversations import (
     read_conversations,
 )
 from looktwice_adapters.train.frozen_sight import FrozenSight, read_section
-from looktwice_adapters.train.run import Run, Schedule
+from looktwice_adapters.train.run import Run, Schedule, TrainingError
 from looktwice_adapters.train.sequences import IGNORED
 from looktwice_adapters.train.served_prompt import served_prompt
 from looktwice_clients.cli import run as looktwice
@@ -240,6 +242,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(file, tmp_path, monkeypatch, 
         assert torch.equal(value, state[name]), name
     losses = [json.loads(line)["loss"] for line in (tmp_path / "parts" / "log.jsonl").open()]
     assert len(losses) == 3
+
+
+def test_a_run_with_another_expert_or_other_images_is_not_resumed(file, tmp_path):
+    conversations, stage, out = read_conversations(file), Stage2(lora_rank=4), tmp_path / "out"
+    train_assistant(NANO, None, conversations, stage, replace(SCHEDULE, steps=0), out)
+    other = tmp_path / "other.safetensors"
+    state = load_file(NANO / "expert.safetensors")
+    save_file({name: value + 0.01 for name, value in state.items()}, other)
+    shutil.copy(NANO / "expert.json", other.with_suffix(".json"))
+    with pytest.raises(TrainingError, match=r"other options \(expert\)"):
+        train_assistant(NANO, other, conversations, stage, SCHEDULE, out, True)
+    (tmp_path / "images").mkdir()
+    for picture in file.parent.glob("*.png"):
+        shutil.copy(picture, tmp_path / "images")
+    moved = read_conversations(file, tmp_path / "images")
+    with pytest.raises(TrainingError, match=r"other options \(images\)"):
+        train_assistant(NANO, None, moved, stage, SCHEDULE, out, True)
 
 
 def test_the_command_writes_a_checkpoint_like_the_one_it_began_with(file, tmp_path):

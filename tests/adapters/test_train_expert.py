@@ -12,7 +12,7 @@ from looktwice_adapters.checkpoint import load_expert
 from looktwice_adapters.datasets import AnyRes
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.expert import ExpertConfig
-from looktwice_adapters.towers import TimmTower, fold, lite0_weights, rarity
+from looktwice_adapters.towers import TimmTower, TowerConfig, fold, lite0_weights, rarity
 from looktwice_adapters.train.expert import (
     ExpertTraining,
     batch_at,
@@ -88,6 +88,12 @@ def test_a_token_unlike_all_others_is_the_rarest():
     assert (statistics.argmax(1) == 17).all()
     others = torch.cdist(tokens[0, 3:4], tokens[0])[0]
     assert statistics[0, 3, 0] * 8**0.5 <= others[others > 0].max()
+
+
+@pytest.mark.parametrize("part", [{"neighbours": 5}, {"rarity": True, "components": (40, 64, 96)}])
+def test_a_tower_that_compares_by_halves_is_refused(part):
+    with pytest.raises(ValueError, match="or none of them"):
+        TowerConfig("tf_efficientnet_lite0", (3, 4, 5), 5, 14, **part)
 
 
 def test_tokens_have_the_widths_that_the_tower_tells():

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from looktwice_adapters.train.nano_assistant import (
     text_sequences,
     train_assistant,
 )
-from looktwice_adapters.train.run import Run, Schedule
+from looktwice_adapters.train.run import Run, Schedule, TrainingError
 from looktwice_adapters.train.sequences import IGNORED, SequenceWriter
 from looktwice_adapters.train.tokenizer import kept_tokenizer
 from tests.golden import GOLDEN
@@ -150,7 +151,9 @@ def test_a_run_learns_and_an_interrupted_one_ends_the_same(tokenizer, assistant,
 
     assistant.load_state_dict(start)
     with pytest.raises(KeyboardInterrupt):
-        Run(assistant, schedule, tmp_path / "cut").train(power_cut, "cut")
+        Run(assistant, schedule, tmp_path / "cut", asdict(batches.training)).train(power_cut, "cut")
+    with pytest.raises(TrainingError, match=r"other options \(tower\)"):
+        train_assistant(assistant, batches, schedule, tmp_path / "cut", True, {"tower": "0"})
     train_assistant(assistant, batches, schedule, tmp_path / "cut", True)
     for name, value in assistant.state_dict().items():
         torch.testing.assert_close(value, whole[name], msg=name)

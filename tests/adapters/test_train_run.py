@@ -122,14 +122,11 @@ def test_before_the_first_step_the_schedule_may_change_and_nothing_else(tmp_path
         Run(Line(), SCHEDULE, tmp_path, {"seed": 1}).resume()
 
 
-def test_a_checkpoint_from_before_that_tells_no_options_is_resumed(tmp_path):
-    Run(Line(), SCHEDULE, tmp_path).train(inputs_at, "line")
-    path = tmp_path / "checkpoint.pt"
-    state = torch.load(path, weights_only=True)
-    torch.save({name: state[name] for name in ("model", "optimizer", "step")}, path)
-    run = Run(Line(), replace(SCHEDULE, steps=9), tmp_path, {"seed": 1})
-    run.resume()
-    assert run.step == 8
+@pytest.mark.parametrize(("then", "now"), [({}, {"seed": 1}), ({"seed": 1}, {})])
+def test_an_option_that_only_one_of_two_runs_knows_is_another_one(tmp_path, then, now):
+    Run(Line(), SCHEDULE, tmp_path, then).train(inputs_at, "line")
+    with pytest.raises(TrainingError, match=r"other options \(seed\)"):
+        Run(Line(), SCHEDULE, tmp_path, now).resume()
 
 
 def test_a_finished_folder_is_not_overwritten(tmp_path):

@@ -10,7 +10,8 @@ from PIL import Image
 
 from looktwice_adapters.towers import TimmTower, lite0_weights, load_lite0
 from looktwice_adapters.train import tower as module
-from looktwice_adapters.train.run import Run, Schedule
+from looktwice_adapters.train.options import content
+from looktwice_adapters.train.run import Run, Schedule, TrainingError
 from looktwice_adapters.train.tower import TEACHER, TowerTraining, train_tower
 from looktwice_clients.cli import run as looktwice
 
@@ -64,7 +65,19 @@ def test_another_seed_gives_another_tower(small, pictures, teacher, tmp_path):
     weights = (tower.state_dict()["encoder.layers.0.mlp.fc1.weight"] for tower in (first, other))
     assert not torch.equal(*weights)
     kept = torch.load(tmp_path / "1" / "checkpoint.pt", weights_only=True)["settings"]
-    assert (kept["seed"], kept["pictures"]) == (1, 4)
+    assert (kept["seed"], kept["pictures"]) == (1, content(pictures))
+
+
+def test_a_run_on_other_pictures_or_of_another_teacher_is_not_resumed(
+    small, pictures, teacher, tmp_path
+):
+    train_tower(pictures, teacher, tmp_path, 1, False)
+    others = [*pictures[1:], 255 - pictures[0]]
+    with pytest.raises(TrainingError, match=r"other options \(pictures\)"):
+        train_tower(others, teacher, tmp_path, 1, True)
+    next(teacher.network.parameters()).data.mul_(1.1)
+    with pytest.raises(TrainingError, match=r"\(teacher\)"):
+        train_tower(pictures, teacher, tmp_path, 1, True)
 
 
 def test_the_command_takes_the_packaged_teacher_and_writes_a_siglip_tower(

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from looktwice_server.launch import CHECKOUT_MODELS
+from looktwice_adapters.shipped import CHECKOUT_MODELS
 from tests.parity.engine import compute
 from tests.parity.hub_checkpoint import expert_state, spread_scores, write_model
 from tests.parity.pictures import draw

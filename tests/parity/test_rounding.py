@@ -11,8 +11,8 @@ from transformers import AutoImageProcessor, LlavaOnevisionConfig
 
 from looktwice_adapters.checkpoint import load_expert
 from looktwice_adapters.expert import ExpertConfig
+from looktwice_adapters.shipped import CHECKOUT_MODELS
 from looktwice_adapters.towers import rarity
-from looktwice_server.launch import CHECKOUT_MODELS
 from looktwice_server.model import exact_pixels
 from tests.parity.pictures import draw
 

@@ -18,7 +18,8 @@ from looktwice_adapters.anomalygpt import AnomalyGPT, AnomalyGPTConfig
 from looktwice_adapters.checkpoint import file_hash
 from looktwice_adapters.evaluate.detector import Detector, expert_file
 from looktwice_adapters.few_shot import FewShotJudgement, build
-from looktwice_server.launch import CHECKOUT_MODELS, serve
+from looktwice_adapters.shipped import CHECKOUT_MODELS
+from looktwice_server.launch import serve
 from tests.parity.pictures import draw
 from tests.parity.reference import Reference
 from tests.punched_plates import plate

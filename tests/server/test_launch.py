@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 
 from looktwice_adapters.checkpoint import ExpertFileError
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
+from looktwice_adapters.shipped import CHECKOUT_MODELS
 from looktwice_adapters.towers import TowerConfig
 from looktwice_server import launch
 from looktwice_server.errors import SettingsError
 from looktwice_server.launch import (
-    CHECKOUT_MODELS,
     CPU_CACHE_BYTES,
     expert_section,
     serve,

@@ -7,6 +7,7 @@ last digit as those of an RGB PNG with the same pixels.
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -40,6 +41,12 @@ def grey() -> Image.Image:
 def depth16(scale: int) -> Image.Image:
     """The grey plate, each level times the scale, 16 bits."""
     return Image.fromarray(np.asarray(grey(), dtype=np.uint16) * np.uint16(scale))
+
+
+def deep_colours(kind: str) -> bytes:
+    """The plate as a 12-bit camera's file, which Pillow cannot write."""
+    twelve = np.asarray(plate(), np.float32)[..., ::-1] / 255 * 4095
+    return cv2.imencode(f".{kind}", twelve.round().astype(np.uint16))[1].tobytes()
 
 
 def cut_out(mode: str) -> Image.Image:
@@ -97,6 +104,8 @@ def odd_files() -> dict[str, tuple[bytes, Image.Image]]:
         "CMYK JPEG": lossy("JPEG", cmyk),
         "16 bit PNG": (encoded(depth16(257)), grey()),
         "16 bit TIFF": (encoded(depth16(257), "TIFF"), grey()),
+        "12 bits a colour, PNG": (deep_colours("png"), plate()),
+        "12 bits a colour, TIFF": (deep_colours("tiff"), plate()),
         "float TIFF, 0 to 1": (encoded(floats, "TIFF"), grey()),
         "GIF, animated": (encoded(palette, "GIF", **animated), palette),
         "WebP, animated": (encoded(plate(), "WEBP", lossless=True, **animated), plate()),

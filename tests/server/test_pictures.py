@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -17,12 +18,13 @@ from aiohttp.abc import AbstractResolver
 from PIL import Image, ImageFile
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 
+from looktwice_adapters.datasets import read_image
+from looktwice_adapters.picture_file import ORIENTATION
 from looktwice_server import pictures
 from looktwice_server.chat import InspectingChat
 from looktwice_server.decoded import DecodedPictures
 from looktwice_server.errors import PictureError
 from looktwice_server.pictures import (
-    ORIENTATION,
     PictureConnector,
     decode,
     decode_data_uri,
@@ -78,6 +80,9 @@ def test_a_picture_is_measured_before_it_is_decoded(monkeypatch: pytest.MonkeyPa
         (np.array([[0.0, 1.0]], np.float32), [0, 255]),
         (np.array([[np.nan, 1.0]], np.float32), [0, 255]),
         (np.array([[np.nan, np.nan]], np.float32), [0, 0]),
+        (np.array([[np.inf, np.inf]], np.float32), [0, 0]),
+        (np.array([[2047.0, np.inf]], np.float32), [127, 127]),
+        (np.array([[0.5, -np.inf]], np.float32), [128, 128]),
         (np.array([[0, 2**20]], np.int32), [0, 255]),
     ],
 )
@@ -112,6 +117,29 @@ def test_odd_exif_does_not_keep_a_picture_from_being_turned_upright(kind: int) -
     assert ORIENTATION not in found.getexif()
 
 
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "P", "LA", "RGB"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_evaluation_and_training_read_a_file_as_the_server_does(
+    tmp_path: Path, mode: str, orientation: int
+) -> None:
+    picture = scratched((40, 30)).convert({"I;16": "L", "LA": "L"}.get(mode, mode))
+    options: dict[str, Any] = {}
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture, np.uint16) * np.uint16(257))
+    elif mode.endswith("A"):
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    elif mode == "P":
+        options["transparency"] = 0
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    file = tmp_path / "a.png"
+    file.write_bytes(encoded(picture, exif=exif, **options))
+    assert Image.open(file).mode == mode
+    served = decode(file.read_bytes(), SETTINGS)
+    assert served.size == ((40, 30) if orientation == 1 else (30, 40))
+    assert (read_image(file) == np.asarray(served)).all()
+
+
 # All pictures of a request.
 
 
@@ -120,7 +148,7 @@ def test_the_pictures_of_a_request_are_limited_together_before_they_are_decoded(
 ) -> None:
     uri = data_uri(encoded(Image.new("1", (7000, 7000))))
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: None)
-    monkeypatch.setattr(pictures, "_to_rgb", lambda picture, bits: picture)
+    monkeypatch.setattr(pictures, "to_rgb", lambda picture, bits: picture)
 
     async def four_then_one_more() -> None:
         fetch_image = PictureConnector().fetch_image_async

@@ -9,7 +9,7 @@ import torch
 from transformers import LlavaOnevisionConfig
 
 from looktwice_adapters.prompt_learner import PromptLearner
-from looktwice_server.launch import CHECKOUT_MODELS
+from looktwice_adapters.shipped import CHECKOUT_MODELS
 from looktwice_server.model import LookTwiceForConditionalGeneration
 from looktwice_server.processor import (
     LookTwiceProcessingInfo,

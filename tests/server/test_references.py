@@ -12,7 +12,7 @@ from PIL import Image
 
 from looktwice_adapters.evaluate.detector import Detector
 from looktwice_adapters.few_shot import build
-from looktwice_server.launch import CHECKOUT_MODELS
+from looktwice_adapters.shipped import CHECKOUT_MODELS
 from tests.punched_plates import plate
 from tests.server.wire import (
     Answer,

@@ -17,7 +17,7 @@ from openai import OpenAI
 from PIL import Image
 
 from looktwice_adapters.anomaly_map import Region, find_regions, stitch
-from looktwice_server.launch import CHECKOUT_MODELS
+from looktwice_adapters.shipped import CHECKOUT_MODELS
 from tests.parity.pictures import draw
 from tests.parity.reference import Reference, Seen
 

@@ -32,6 +32,26 @@ def connect(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=url.rstrip("/"), api_key=key)
 
 
+class ReplyError(ValueError):
+    """What answers at an address speaks no OpenAI API, or serves no model."""
+
+
+def first_model(client: openai.OpenAI) -> str:
+    """The name of the server's first model.
+
+    Raises:
+        openai.APIError: the server cannot be reached.
+        ReplyError: its reply is no list of models, or an empty one.
+    """
+    reply: Any = client.get("/models", cast_to=object)
+    try:
+        return str(reply["data"][0]["id"])
+    except IndexError:
+        raise ReplyError(f"{client.base_url} lists no model") from None
+    except (KeyError, TypeError):
+        raise ReplyError(f"{client.base_url} is no OpenAI API, whose address ends in /v1") from None
+
+
 def one_line(error: openai.APIError) -> str:
     """What went wrong with a request, and where, for a person."""
     address = error.request.url
@@ -67,9 +87,10 @@ class Chat:
 
         Raises:
             openai.APIError: the server cannot be reached.
+            ReplyError: it names no model.
         """
         self.client = connect(url)
-        self.model = model or self.client.models.list().data[0].id
+        self.model = model or first_model(self.client)
 
     @classmethod
     def at(cls, address: str) -> "Chat":
@@ -80,7 +101,12 @@ class Chat:
     def complete(
         self, question: str, pictures: Sequence[Sample] = (), earlier: Turns = (), **options: Any
     ) -> openai.types.chat.chat_completion.Choice:
-        """The model's answer to a question about pictures, which stand in the first turn."""
+        """The model's answer to a question about pictures, which stand in the first turn.
+
+        Raises:
+            openai.APIError: there is none.
+            ReplyError: a web page came instead.
+        """
         asked = [*earlier, (question, None)]
         messages: list[ChatCompletionMessageParam] = []
         for index, (text, answer) in enumerate(asked):
@@ -95,6 +121,9 @@ class Chat:
         answered = self.client.chat.completions.create(
             model=self.model, messages=messages, **options
         )
+        # The client checks no reply: a web page comes as its text.
+        if not getattr(answered, "choices", None):
+            raise ReplyError(f"{self.client.base_url} answered with no chat completion")
         return answered.choices[0]
 
     def ask(

@@ -3,15 +3,10 @@
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from looktwice_adapters.evaluate.detector import ExpertJudge
-    from looktwice_adapters.evaluate.server import ServerJudge
-
-NANO = "models/nano"
 QUESTION = "Is there a defect in this picture?"
 
 
@@ -25,7 +20,7 @@ QUESTION = "Is there a defect in this picture?"
 @click.option(
     "--model",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help=f"Checkpoint folder whose expert is measured in process.  [default: {NANO}]",
+    help="Checkpoint folder whose expert is measured in process.  [default: nano, as it is served]",
 )
 @click.option(
     "--decoder",
@@ -140,62 +135,49 @@ def evaluate(
     for spec in baselines:
         if spec.partition(":")[0] not in BASELINES:
             raise click.UsageError(f"--baseline {spec}: known are {', '.join(BASELINES)}")
-    import openai
-
     from looktwice_adapters.checkpoint import ExpertFileError
     from looktwice_adapters.evaluate import run
-    from looktwice_adapters.evaluate.chat import Chat, one_line
+    from looktwice_adapters.evaluate.chat import Chat
+    from looktwice_adapters.evaluate.detector import ExpertJudge, shipped_checkpoint
     from looktwice_adapters.evaluate.results import Report, table, write_csv
     from looktwice_adapters.evaluate.server import ServerJudge
 
     ours, others, reasoning, said = None, [], {}, {}
-    settings: dict[str, Any] = {
-        "looktwice": version("looktwice"),
-        "model": str(url or model or NANO),
-    }
-    try:
+    settings: dict[str, Any] = {"looktwice": version("looktwice")}
+    try:  # whatever can be refused, before anything is measured
+        asked = [run.read_questions(path, images or path.parent, limit, seed) for path in questions]
+        products = run.read_products(datasets, shots, limit, seed)
+        chat = Chat(url) if url and (answers or questions) else None
+        marks = Chat.at(marker) if marker else None
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        folder = None if url else (model or shipped_checkpoint()).resolve()
+        settings["model"] = url or str(folder)
+        judge: ExpertJudge | ServerJudge | None = None
         if datasets:
-            products = run.read_products(datasets, shots, limit, seed)
-            judge = _our_judge(model, decoder, url)
-            ask = None
-            if url and answers and isinstance(judge, ServerJudge):
-                ask = run.yes_or_no(url, question, judge)
-            ours = run.judge_row(judge, products, draws, ask)
-            settings["expert"] = judge.expert
-            others = [run.baseline_row(spec, seed, products, draws) for spec in baselines]
-        for path in questions:
-            asked, marks = Chat(url or ""), Chat.at(marker) if marker else None
-            reasoning[path.name], said[path.stem] = run.ask_questions(
-                path, images or path.parent, asked, marks, limit, seed
-            )
-    except openai.APIError as error:
-        raise click.ClickException(one_line(error)) from error
-    except (ExpertFileError, ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+            judge = ExpertJudge(folder, decoder) if folder else ServerJudge(str(url))
+    except (ExpertFileError, *run.EXPECTED) as error:
+        raise click.ClickException(run.in_words(error)) from error
+    if judge is not None:
+        ask = None
+        if chat and answers and isinstance(judge, ServerJudge):
+            ask = run.yes_or_no(chat, question, judge)
+        ours = run.judge_row(judge, products, draws, ask)
+        settings["expert"] = judge.expert
+        others = [run.baseline_row(spec, seed, products, draws) for spec in baselines]
+    for file in asked:
+        assert chat is not None  # --questions without --url was refused
+        reasoning[file.name], said[Path(file.name).stem] = run.ask_questions(file, chat, marks)
     settings |= {"shots": shots, "limit": limit, "seed": seed, "draws": draws}
     report = Report(ours, tuple(others), reasoning, settings)
     if out is not None:
         from looktwice_adapters.evaluate.report import write_html
 
-        out.mkdir(parents=True, exist_ok=True)
         (out / "metrics.json").write_text(json.dumps(report.as_json(), indent=1))
         for name, rows in said.items():
             (out / f"{name}_answers.json").write_text(json.dumps(rows, indent=1))
         write_csv(report, out)
         write_html(report, out / "report.html")
     click.echo(json.dumps(report.as_json()) if as_json else table(report))
-    problems = [f"{row.name} was not run: {row.problem}" for row in report.rows if row.problem]
-    if problems:
-        raise click.ClickException("; ".join(problems))
-
-
-def _our_judge(
-    model: Path | None, decoder: Path | None, url: str | None
-) -> "ExpertJudge | ServerJudge":
-    if url:
-        from looktwice_adapters.evaluate.server import ServerJudge
-
-        return ServerJudge(url)
-    from looktwice_adapters.evaluate.detector import ExpertJudge, shipped_checkpoint
-
-    return ExpertJudge(model or shipped_checkpoint(), decoder)
+    if report.problems:
+        raise click.ClickException("; ".join(report.problems))

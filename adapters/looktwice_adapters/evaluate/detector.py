@@ -4,7 +4,6 @@ The same crops, expert, stitching and calibration as the server's, without a lan
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,25 +23,23 @@ from looktwice_adapters.facts import verdict_of
 from looktwice_adapters.few_shot import Looked, Reference, build, common_grid, look
 from looktwice_adapters.llm_tower import LlmTower
 from looktwice_adapters.recut import Cut, Grid
+from looktwice_adapters.shipped import shipped_folder
 
-NANO = "models/nano"
-CHECKOUT = Path(__file__).resolve().parents[3]
 NOT_THE_EXPERTS = ("weights", "phrase_token_ids")  # of the section: the server's
 
 
 def shipped_checkpoint() -> Path:
-    """Where nano lies: here, under $LOOKTWICE_MODELS, or in the source checkout.
+    """Nano's folder, where `looktwice serve` finds it too.
 
     Raises:
         CheckpointError: nowhere.
     """
-    homes = [Path(NANO), CHECKOUT / NANO]
-    if os.environ.get("LOOKTWICE_MODELS"):
-        homes.insert(1, Path(os.environ["LOOKTWICE_MODELS"]) / "nano")
-    for home in homes:
-        if home.is_dir():
-            return home
-    raise CheckpointError(f"there is no {NANO} here: name a checkpoint folder")
+    folder = shipped_folder("nano")
+    if folder is None:
+        raise CheckpointError(
+            "nano is neither under $LOOKTWICE_MODELS nor in a checkout's models: name a folder"
+        )
+    return folder
 
 
 def expert_file(folder: Path) -> Path:

@@ -26,7 +26,7 @@ class MemoryJudge:
         """Load the tower of a checkpoint folder, the shipped one's where empty.
 
         Raises:
-            BaselineError: it holds no expert with a tower of its own.
+            BaselineError: it holds no checkpoint with an expert, or its weights do not fit.
         """
         try:
             path = Path(folder) if folder else shipped_checkpoint()

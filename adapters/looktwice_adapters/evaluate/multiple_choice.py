@@ -5,7 +5,7 @@ names no option counts as wrong, where MMAD leaves it out.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -87,17 +87,15 @@ def read_choices(content: dict[str, Any]) -> list[Choice]:
     return choices
 
 
-def ask_choices(chat: Chat, choices: Sequence[Choice], folder: Path) -> list[Chosen]:
-    """Ask every question, its picture being below `folder`."""
-    chosen = []
+def ask_choices(chat: Chat, choices: Sequence[Choice], folder: Path) -> Iterator[Chosen]:
+    """Ask every question, its picture being below `folder`; what was said of each as it comes."""
     for choice in tqdm(choices, "questions", unit="question", leave=False, disable=None):
         options = "\n".join(f"{letter}. {text}" for letter, text in choice.options.items())
         said = chat.ask(
             f"{INSTRUCTION}\nQuestion: {choice.question}\n{options}",
             [picture(folder / choice.image)],
         )
-        chosen.append(Chosen(choice, said, chosen_letter(said, choice.options)))
-    return chosen
+        yield Chosen(choice, said, chosen_letter(said, choice.options))
 
 
 def chosen_letter(said: str, options: dict[str, str]) -> str | None:

@@ -6,7 +6,7 @@ similarity of sentence embeddings, and, where asked for, by a language model's m
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -73,12 +73,14 @@ def read_dialogues(content: list[dict[str, Any]]) -> list[Dialogue]:
 
 def ask_dialogues(
     chat: Chat, dialogues: Sequence[Dialogue], folder: Path, judge: Chat | None
-) -> list[Reply]:
-    """Hold every dialogue, each question with the model's own earlier answers before it."""
+) -> Iterator[Reply]:
+    """Hold every dialogue, each question with the model's own earlier answers before it.
+
+    What was said comes reply by reply.
+    """
     from rouge_score.rouge_scorer import RougeScorer
 
     rouge = RougeScorer(["rougeL"], use_stemmer=True)
-    replies = []
     for dialogue in tqdm(dialogues, "dialogues", unit="picture", leave=False, disable=None):
         said: list[tuple[str, str]] = []
         for turn, (question, reference) in enumerate(dialogue.turns):
@@ -87,10 +89,7 @@ def ask_dialogues(
             overlap = rouge.score(reference, answer)["rougeL"].fmeasure
             alike = similarity(reference, answer)
             mark = marked(judge, question, reference, answer) if judge else None
-            replies.append(
-                Reply(dialogue.image, turn, question, reference, answer, overlap, alike, mark)
-            )
-    return replies
+            yield Reply(dialogue.image, turn, question, reference, answer, overlap, alike, mark)
 
 
 def similarity(one: str, other: str) -> float:

@@ -57,7 +57,7 @@ def _products(report: Report) -> list[dict[str, Any]]:
         return []
     found: list[dict[str, Any]] = []
     for name, result in report.ours.products.items():
-        judges = {row.name: row.products[name].cases for row in report.rows if row.products}
+        judges = {row.name: row.products[name].cases for row in report.rows if name in row.products}
         judged = any(case.verdict is not None for case in result.cases)
         found.append(
             {

@@ -28,7 +28,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One judge's results, or why it has none."""
+    """One judge's results, or why it has none, or not all."""
 
     name: str
     sets: dict[str, dict[str, ProductResult]] = field(default_factory=dict)  # set -> product
@@ -47,9 +47,10 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """`categories` and `mean`, and each set's mean where there are several sets."""
-        if self.problem is not None:
+        if not self.sets:
             return {"not_run": self.problem}
-        found: dict[str, Any] = {
+        found: dict[str, Any] = {} if self.problem is None else {"ended_early": self.problem}
+        found |= {
             "categories": {name: asdict(r.metrics) for name, r in self.products.items()},
             "mean": asdict(self.mean()),
         }
@@ -74,6 +75,19 @@ class Report:
     def rows(self) -> list[Row]:
         """All judges' rows, ours first."""
         return [*([self.ours] if self.ours else []), *self.baselines]
+
+    @property
+    def problems(self) -> list[str]:
+        """What was not measured, and why."""
+        return [
+            f"{row.name} {'ended early' if row.sets else 'was not run'}: {row.problem}"
+            for row in self.rows
+            if row.problem is not None
+        ] + [
+            f"{name} was not run to its end: {figures['not_run']}"
+            for name, figures in self.reasoning.items()
+            if "not_run" in figures
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -118,7 +132,7 @@ def table(report: Report) -> str:
 def _lines(report: Report) -> Iterator[tuple[str, Metrics | None]]:
     many = len(report.rows) > 1
     for row in report.rows:
-        if row.problem is not None:
+        if not row.sets:
             yield f"{row.name}: not run", None
             continue
         before = f"{row.name}: " if many else ""
@@ -130,7 +144,9 @@ def _lines(report: Report) -> Iterator[tuple[str, Metrics | None]]:
 
 def _reasoning_lines(report: Report) -> Iterator[str]:
     for name, figures in report.reasoning.items():
-        if "subtasks" in figures:
+        if "not_run" in figures:
+            yield f"{name}: not run to its end"
+        elif "subtasks" in figures:
             for subtask, row in figures["subtasks"].items():
                 chance = 100 * row["chance"]
                 yield (

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,18 @@ import openai
 from looktwice_adapters.datasets import Sample
 from looktwice_adapters.evaluate.baselines import BaselineError, baseline
 from looktwice_adapters.evaluate.chat import Chat, one_line
-from looktwice_adapters.evaluate.judge import Judge, ReferencesError, drawn, split
-from looktwice_adapters.evaluate.multiple_choice import ask_choices, choice_figures, read_choices
+from looktwice_adapters.evaluate.judge import Judge, drawn, split
+from looktwice_adapters.evaluate.multiple_choice import (
+    Choice,
+    Chosen,
+    ask_choices,
+    choice_figures,
+    read_choices,
+)
 from looktwice_adapters.evaluate.product import Asked, ProductResult, measure, run_product
 from looktwice_adapters.evaluate.reasoning import (
+    Dialogue,
+    Reply,
     ask_dialogues,
     read_dialogues,
     reasoning_figures,
@@ -24,6 +32,8 @@ from looktwice_adapters.evaluate.server import ServerJudge
 from looktwice_adapters.layouts import read_dataset
 from looktwice_adapters.train.agreement import said_yes
 
+# What ends one judge, or one file of questions, but not the run with what it has measured.
+EXPECTED = (openai.APIError, ValueError, OSError)
 Products = dict[str, dict[str, tuple[list[Sample], list[Sample]]]]
 """Set -> product -> its references and its test pictures."""
 
@@ -57,7 +67,9 @@ def judge_row(
     draws: int,
     ask: Callable[[Sample], Asked] | None = None,
 ) -> Row:
-    """A judge's results on all products, or why it has none; it is closed at the end.
+    """A judge's results on all products, or on those before the problem that ended it.
+
+    The judge is closed.
 
     Args:
         judge: whose figures they are.
@@ -66,34 +78,41 @@ def judge_row(
         ask: whether there is a defect, in words; None to ask nothing.
     """
     sets: dict[str, dict[str, ProductResult]] = {}
+    problem = None
     try:
         for set_name, members in products.items():
             for name, (references, test) in members.items():
                 cases = run_product(judge, test, references, ask)
                 sets.setdefault(set_name, {})[name] = measure(cases, draws)
-    except ReferencesError as error:
-        return Row(judge.name, problem=str(error))
+    except EXPECTED as error:
+        problem = in_words(error)
     finally:
-        judge.close()
-    return Row(judge.name, sets)
+        try:
+            judge.close()
+        except openai.APIError as error:
+            problem = problem or in_words(error)
+    return Row(judge.name, sets, problem)
+
+
+def in_words(error: Exception) -> str:
+    """An expected error in one line."""
+    return one_line(error) if isinstance(error, openai.APIError) else str(error)
 
 
 def baseline_row(spec: str, seed: int, products: Products, draws: int) -> Row:
     """A baseline's results, or the row that says why there are none."""
     try:
-        return judge_row(baseline(spec, seed), products, draws)
+        judge = baseline(spec, seed)
     except BaselineError as error:
         return Row(spec, problem=str(error))
-    except openai.APIError as error:
-        return Row(spec, problem=one_line(error))
+    return judge_row(judge, products, draws)
 
 
-def yes_or_no(url: str, question: str, judge: ServerJudge) -> Callable[[Sample], Asked]:
+def yes_or_no(chat: Chat, question: str, judge: ServerJudge) -> Callable[[Sample], Asked]:
     """A function that asks the server about a picture, yes meaning a defect.
 
     The picture is inspected against the references with which the judge inspects it just then.
     """
-    chat = Chat(url)
 
     def ask(sample: Sample) -> Asked:
         options: dict[str, Any] = {}
@@ -105,26 +124,27 @@ def yes_or_no(url: str, question: str, judge: ServerJudge) -> Callable[[Sample],
     return ask
 
 
-def ask_questions(
-    path: Path,
-    folder: Path,
-    chat: Chat,
-    judge: Chat | None,
-    limit: int | None = None,
-    seed: int = 0,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Figures of a benchmark's file, and every answer.
+@dataclass(frozen=True)
+class Questions:
+    """A benchmark's file as it was read."""
+
+    name: str  # the file's
+    folder: Path  # where the pictures lie that it names
+    choices: Sequence[Choice] = ()  # MMAD's
+    dialogues: Sequence[Dialogue] = ()  # or VisA-D&R's
+
+
+def read_questions(path: Path, folder: Path, limit: int | None = None, seed: int = 0) -> Questions:
+    """The questions of a benchmark's file, whose pictures are all there.
 
     Args:
         path: MMAD's JSON (an object) or VisA-D&R's (a list).
         folder: where the pictures lie that it names.
-        chat: who is asked.
-        judge: who marks free answers, if anybody.
         limit: at most so many pictures, drawn by seed.
         seed: of the drawing.
 
     Raises:
-        ValueError: the file is not in that shape; one line.
+        ValueError: the file is not in that shape, or a picture is missing; one line.
     """
     try:
         content = json.loads(path.read_text())
@@ -133,10 +153,45 @@ def ask_questions(
     try:
         if isinstance(content, dict):
             choices = read_choices(dict(drawn(list(content.items()), limit, seed)))
-            chosen = ask_choices(chat, choices, folder)
-            return choice_figures(chosen), [asdict(one) for one in chosen]
-        dialogues = read_dialogues(drawn(content, limit, seed))
-        replies = ask_dialogues(chat, dialogues, folder, judge)
-        return reasoning_figures(replies), [asdict(one) for one in replies]
+            images = [choice.image for choice in choices]
+            read = Questions(path.name, folder, choices=choices)
+        else:
+            dialogues = read_dialogues(drawn(content, limit, seed))
+            images = [dialogue.image for dialogue in dialogues]
+            read = Questions(path.name, folder, dialogues=dialogues)
+        pictures = [folder / image for image in images]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is neither MMAD's nor VisA-D&R's JSON") from error
+    if not pictures:
+        raise ValueError(f"{path} holds no question")
+    for picture in pictures:
+        if not picture.is_file():
+            raise ValueError(f"{path}: there is no picture {picture}")
+    return read
+
+
+def ask_questions(
+    questions: Questions, chat: Chat, judge: Chat | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Figures of a benchmark's file, and every answer.
+
+    Where a problem ends it, `{"not_run": problem}` stands for the figures, beside the answers
+    until then.
+
+    Args:
+        questions: as read.
+        chat: who is asked.
+        judge: who marks free answers, if anybody.
+    """
+    chosen: list[Chosen] = []
+    replies: list[Reply] = []
+    try:
+        if questions.choices:
+            chosen.extend(ask_choices(chat, questions.choices, questions.folder))
+            figures = choice_figures(chosen)
+        else:
+            replies.extend(ask_dialogues(chat, questions.dialogues, questions.folder, judge))
+            figures = reasoning_figures(replies)
+    except EXPECTED as error:
+        figures = {"not_run": in_words(error)}
+    return figures, [*map(asdict, chosen), *map(asdict, replies)]

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from looktwice_adapters.datasets import Sample
-from looktwice_adapters.evaluate.chat import connect, data_uri
+from looktwice_adapters.evaluate.chat import connect, data_uri, first_model
 from looktwice_adapters.evaluate.judge import Judgement
 
 
@@ -18,17 +19,18 @@ class ServerJudge:
     """Asks `POST /v1/inspections`; references go to `PUT /v1/references/{name}` and leave again."""
 
     def __init__(self, url: str) -> None:
-        """Connect to a server whose address ends in /v1."""
+        """Connect to a server whose address ends in /v1; raises as `first_model`."""
         self.client = connect(url)
-        self.name = self.client.models.list().data[0].id
+        self.name = first_model(self.client)
         self.reference: str | None = None
         self.expert: str | None = None  # hash of its weights, once it has judged
 
     def prepare(self, product: str, references: Sequence[Sample]) -> None:
         """Store the product's references under a name of their own; drop the last product's."""
-        self.close()
+        self._forget()
         if references:
-            name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"evaluate-{product}")[:64]
+            words = re.sub(r"[^A-Za-z0-9._-]+", "-", f"evaluate-{product}")[:55]
+            name = f"{words}-{secrets.token_hex(4)}"  # nobody else's, whom it would overwrite
             body = {"images": [data_uri(sample) for sample in references]}
             self.client.put(f"/references/{name}", cast_to=object, body=body)
             self.reference = name
@@ -48,7 +50,13 @@ class ServerJudge:
         return Judgement(inspection["score"], inspection["verdict"], anomaly_map)
 
     def close(self) -> None:
-        """Remove the references that were stored."""
+        """Remove the references that were stored, and close the connection."""
+        try:
+            self._forget()
+        finally:
+            self.client.close()
+
+    def _forget(self) -> None:
         if self.reference:
             self.client.delete(f"/references/{self.reference}", cast_to=object)
             self.reference = None

@@ -8,7 +8,7 @@ import openai
 
 from looktwice_adapters.datasets import Sample
 from looktwice_adapters.evaluate.baselines import BaselineError
-from looktwice_adapters.evaluate.chat import AUTHORS_QUESTION, Chat, one_line
+from looktwice_adapters.evaluate.chat import AUTHORS_QUESTION, Chat, ReplyError, one_line
 from looktwice_adapters.evaluate.judge import Judgement
 from looktwice_adapters.train.agreement import said_yes
 
@@ -29,12 +29,14 @@ class VisionModelJudge:
             address: `URL` or `URL#MODEL`; without a model the server's first.
 
         Raises:
-            BaselineError: the server cannot be reached.
+            BaselineError: the server cannot be reached, or names no model.
         """
         try:
             self.chat = Chat.at(address)
         except openai.APIError as error:
             raise BaselineError(one_line(error)) from error
+        except ReplyError as error:
+            raise BaselineError(str(error)) from error
         self.name = f"{self.chat.model} answers"
         self.options: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP}
 

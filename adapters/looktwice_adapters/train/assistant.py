@@ -212,13 +212,20 @@ def load_assistant(
     return model, Assistant(model, phrase_token_ids(processor.tokenizer), stage), processor
 
 
-def settings_of(folder: Path, conversations: list[Conversation], stage: Stage2) -> dict[str, Any]:
+def settings_of(
+    folder: Path, expert: Path, conversations: list[Conversation], stage: Stage2
+) -> dict[str, Any]:
     """What a run's steps depend on, beside its schedule."""
     settings = asdict(stage)
     del settings["checkpointing"]  # more time, the same weights
     said = [[*(message.text for message in one.messages), one.facts] for one in conversations]
-    checksum = crc32(repr(said).encode())
-    return settings | {"model": folder.resolve().name, "conversations": checksum}
+    seen = [[str(path.resolve()) for path in one.pictures] for one in conversations]
+    return settings | {
+        "model": folder.resolve().name,
+        "expert": file_hash(expert),
+        "conversations": crc32(repr(said).encode()),
+        "images": crc32(repr(seen).encode()),
+    }
 
 
 def train_assistant(
@@ -232,8 +239,9 @@ def train_assistant(
 ) -> LlavaOnevisionForConditionalGeneration:
     """Train on conversations and give the whole model, adapters merged."""
     model, assistant, processor = load_assistant(folder, stage)
-    judge = load_expert(*read_section(folder, expert))
-    run = Run(assistant, schedule, out, settings_of(folder, conversations, stage))
+    file, sizes = read_section(folder, expert)
+    judge = load_expert(file, sizes)
+    run = Run(assistant, schedule, out, settings_of(folder, file, conversations, stage))
     sight = FrozenSight(model, processor.image_processor, judge, run.accelerator.device)
     if resume:
         run.resume()

@@ -22,7 +22,7 @@ from looktwice_adapters.answers import Facts, answer
 from looktwice_adapters.checkpoint import file_hash
 from looktwice_adapters.decoder import ImageDecoder
 from looktwice_adapters.dialogue import Dialogue, Turn
-from looktwice_adapters.evaluate.detector import Detector, expert_file
+from looktwice_adapters.evaluate.detector import Detector, expert_file, shipped_checkpoint
 from looktwice_adapters.expert import AnomalyExpert
 from looktwice_adapters.facts import Verdict
 from looktwice_adapters.losses import dice_loss, focal_loss
@@ -186,9 +186,7 @@ def train_decoder(
 @click.option(
     "--model",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default="models/nano",
-    show_default=True,
-    help="Checkpoint folder whose expert has a tower of its own.",
+    help="Checkpoint folder whose expert has a tower of its own.  [default: nano]",
 )
 @click.option(
     "--out",
@@ -227,7 +225,7 @@ def train_decoder(
 @click.option("--seed", default=0, show_default=True, help="Of pictures, defects and batches.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def decoder(
-    model: Path,
+    model: Path | None,
     out: Path,
     pictures: Path | None,
     calibrate_on: tuple[Path, ...],
@@ -255,6 +253,7 @@ def decoder(
         text = text_features(
             open_clip_encoder(text_tower, None if text_weights == "untrained" else text_weights)
         )
+        model = model or shipped_checkpoint()
         detector = Detector.from_folder(model)
         llava = LlavaOnevisionForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
         expert = file_hash(expert_file(model))

@@ -298,8 +298,8 @@ def estimate(
     Counted on the real model's code without its memory. Memory is each process's, and what the
     framework needs for itself comes on top; time is that of the arithmetic.
 
-    \\b
-        looktwice train estimate --size 7b --lora 16 --checkpointing --tflops 312
+    \b
+    looktwice train estimate --size 7b --lora 16 --checkpointing --tflops 312
     """
     if (model is None) == (size is None):
         raise click.UsageError("give either --model or --size")

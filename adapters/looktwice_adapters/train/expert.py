@@ -46,6 +46,7 @@ from looktwice_adapters.train.features import (
     real_products,
 )
 from looktwice_adapters.train.hub_format import write_json
+from looktwice_adapters.train.options import weights
 from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 
 KEY_SIZE = 512  # of the selectors' attention in a checkpoint, as published
@@ -245,7 +246,8 @@ def train_expert(
     if isinstance(tower, TimmTower):
         standardise(expert, shards[:8])
     averaged = Averaged(expert, training.average)
-    run = Run(averaged, schedule, folder, asdict(training) | {"shards": len(shards)})
+    settings = asdict(training) | {"shards": len(shards), "model": weights(tower)}
+    run = Run(averaged, schedule, folder, settings)
     if resume:
         run.resume()
 

@@ -36,6 +36,7 @@ from looktwice_adapters.layouts import read_dataset
 from looktwice_adapters.scenes import Picture, PictureLibrary, Scene, draw_scene, texture
 from looktwice_adapters.synthesis import DEFECTS, photograph, put_defect
 from looktwice_adapters.towers import TimmTower, TowerConfig, fold, load_lite0
+from looktwice_adapters.train.options import changed
 from looktwice_adapters.train.pictures import index_hash, open_library, part_of
 
 TOWER = TowerConfig(
@@ -293,19 +294,16 @@ def make_shards(plan: ShardPlan, count: int, workers: int) -> list[Path]:
 def keep_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Write down, in the folder, what its files are made of.
 
-    What an older plan does not say is taken to be the same.
-
     Raises:
         ValueError: it holds files that were made of something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "plan.json"
     if path.exists():
-        kept = json.loads(path.read_text())
-        if changed := [name for name, value in plan.items() if kept.get(name, value) != value]:
+        if others := changed(json.loads(path.read_text()), plan):
             raise ValueError(
                 f"{folder} holds {folder.name} made with different settings "
-                f"({', '.join(changed)}); choose another --out"
+                f"({', '.join(others)}); choose another --out"
             )
     path.write_text(json.dumps(plan, indent=2) + "\n")
 

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessor
 
 from looktwice_adapters.answers import Facts
-from looktwice_adapters.checkpoint import read_expert
+from looktwice_adapters.checkpoint import file_hash, read_expert
 from looktwice_adapters.dialogue import Turn, make_dialogue, make_series
 from looktwice_adapters.expert import weighted_mean
 from looktwice_adapters.precision import mixed_precision
@@ -36,6 +36,7 @@ from looktwice_adapters.train.hub_format import (
     write_json,
 )
 from looktwice_adapters.train.looks import Layout, Look, crop_maps, layout, take_looks
+from looktwice_adapters.train.options import changed
 from looktwice_adapters.train.run import (
     Run,
     Schedule,
@@ -255,9 +256,19 @@ def train_assistant(
     schedule: Schedule,
     folder: Path,
     resume: bool,
+    sources: dict[str, str | None] | None = None,
 ) -> None:
-    """Run one stage in its own folder, or go on with it."""
-    run = Run(assistant, schedule, folder, asdict(batches.training))
+    """Run one stage in its own folder, or go on with it.
+
+    Args:
+        assistant: what learns.
+        batches: its sequences.
+        schedule: how long and how fast.
+        folder: of this stage alone.
+        resume: whether to go on.
+        sources: options that name what the assistant was begun with -> hashes.
+    """
+    run = Run(assistant, schedule, folder, asdict(batches.training) | (sources or {}))
     if resume:
         run.resume()
 
@@ -310,7 +321,13 @@ def nano_assistant(
     For a checkpoint that can talk already: `looktwice train assistant`.
     """
     refuse_overwriting(out / "text", resume)
-    looks_of = {"pictures": str(pictures.resolve()), "looks": looks, "seed": seed}
+    if start_from is None and tower is None:
+        raise click.UsageError("from nothing it needs --tower FOLDER; else --start-from CHECKPOINT")
+    sources = {
+        "tower": file_hash(tower / "tower.safetensors") if tower else None,
+        "start-from": file_hash(start_from / "model.safetensors") if start_from else None,
+    }
+    looks_of = {"pictures": str(pictures.resolve()), "looks": looks, "seed": seed, **sources}
     if (out / LOOKS).exists():
         read_looks(out / LOOKS, looks_of)  # refuse before anything is trained
     processes = all_processes()
@@ -324,20 +341,20 @@ def nano_assistant(
             {name: value for name, value in selector.items() if name.startswith(SELECTOR)},
             strict=False,
         )
-    elif tower is not None:
+    else:
+        assert tower is not None  # refused above
         with processes.main_process_first():
             tokenizer = kept_tokenizer(out / "tokenizer")
         torch.manual_seed(seed)
         model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
         model.model.vision_tower.load_state_dict(load_file(tower / "tower.safetensors"))
         student, rate = Assistant(model), 1.0
-    else:
-        raise click.UsageError("from nothing it needs --tower FOLDER; else --start-from CHECKPOINT")
     writer = SequenceWriter(tokenizer)
     student.llm_q_former.requires_grad_(False)  # text has nothing to select from
     text = text_sequences(writer, len(student.image_newline))
     batches = Batches(text, AssistantTraining(seed=seed))
-    train_assistant(student, batches, Schedule(text_steps, rate * 2e-3), out / "text", resume)
+    schedule = Schedule(text_steps, rate * 2e-3)
+    train_assistant(student, batches, schedule, out / "text", resume, sources)
 
     # It lies in the expert's file, by whose hash stored references are known: no new one for it.
     student.llm_q_former.requires_grad_(start_from is None)
@@ -346,7 +363,7 @@ def nano_assistant(
     make = picture_sequences(writer, seen, json.dumps(PINPOINTS))
     batches = Batches(make, AssistantTraining(batch=6, seed=seed))  # long sequences
     schedule = Schedule(picture_steps, rate * 7e-4, warmup=30)
-    train_assistant(student, batches, schedule, out / "pictures", resume)
+    train_assistant(student, batches, schedule, out / "pictures", resume, sources)
     if not processes.is_main_process:
         return
     weights = {name: value.contiguous() for name, value in student.state_dict().items()}
@@ -409,13 +426,10 @@ def read_looks(path: Path, made_of: dict[str, Any]) -> list[Look]:
     """The looks of a file.
 
     Raises:
-        TrainingError: they were made of something else; an older file tells only how many it has.
+        TrainingError: they were made of something else.
     """
     state = torch.load(path, weights_only=True)
-    if isinstance(state, list):
-        state = {"of": {"looks": len(state)}, "looks": state}
-    changed = [name for name, value in made_of.items() if state["of"].get(name, value) != value]
-    if changed:
-        names = ", ".join(f"--{name}" for name in changed)
+    if others := changed(state["of"], made_of):
+        names = ", ".join(f"--{name}" for name in others)
         raise TrainingError(f"{path} was made with other {names}: choose another --out")
     return [Look(*parts) for parts in state["looks"]]

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from looktwice_adapters.train.options import changed
+
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
@@ -136,8 +138,8 @@ class Run:
         if not path.exists():
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if changed := self._changed(state):
-            names = ", ".join(changed)
+        if others := self._changed(state):
+            names = ", ".join(others)
             raise TrainingError(
                 f"{path} is a run with other options ({names}): --resume needs the same ones"
             )
@@ -149,11 +151,11 @@ class Run:
         self._forget_later_steps()
 
     def _changed(self, state: dict[str, Any]) -> list[str]:
-        """Names of the options that differ from a checkpoint's; older ones do not tell theirs."""
+        """Names of the options that differ from a checkpoint's."""
         then, now = state.get("settings", {}), dict(self.settings)
         if state["step"]:
             then, now = then | state.get("schedule", {}), now | self._pace()
-        return [name for name, value in now.items() if then.get(name, value) != value]
+        return changed(then, now)
 
     def _pace(self) -> dict[str, float]:
         """The part of the schedule that the weights depend on."""

@@ -19,6 +19,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from looktwice_adapters.precision import mixed_precision
 from looktwice_adapters.towers import TimmTower, TowerConfig, lite0_weights, load_lite0
+from looktwice_adapters.train.options import content, weights
 from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 
 PICTURE_TYPES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -154,7 +155,7 @@ def train_tower(
     sample = teacher(batch(2**31, 256))[0]
     student = Student(training, [level.shape[-1] for level in sample])
     student.standardise(sample)
-    settings = asdict(training) | {"pictures": len(pictures)}
+    settings = asdict(training) | {"pictures": content(pictures), "teacher": weights(teacher)}
     run = Run(student, Schedule(steps), run_folder, settings)
     if resume:
         run.resume()

@@ -1,0 +1,32 @@
+"""What a run was made with and what one is asked for -> the names that differ."""
+
+from collections.abc import Iterable
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn, uint8
+
+
+def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names whose values differ, or that only one side knows."""
+    return [
+        name
+        for name in then | now
+        if name not in then or name not in now or then[name] != now[name]
+    ]
+
+
+def content(arrays: Iterable[NDArray[Any]]) -> int:
+    """Checksum of what some arrays hold: an input, wherever its file lies."""
+    total = 0
+    for array in arrays:
+        total = crc32(np.ascontiguousarray(array).data, crc32(repr(array.shape).encode(), total))
+    return total
+
+
+def weights(network: nn.Module) -> int:
+    """Checksum of a network's weights."""
+    tensors = network.state_dict().values()
+    return content(tensor.cpu().flatten().view(uint8).numpy() for tensor in tensors)
