@@ -61,7 +61,7 @@ def references(folder: Path, **limits: int) -> References:
 def test_a_conversations_pictures_keep_within_the_memory_for_making_a_reference(tmp_path):
     small = references(tmp_path, reference_tokens_mb=1)
     assert asyncio.run(small.of_conversation([picture(1), picture(2)])).name is None
-    says = r"^reference_images\[2\] is more than 1 MB .*LOOKTWICE_REFERENCE_TOKENS_MB"
+    says = r"^reference_images\[2\] exceeds the 1 MB limit .*LOOKTWICE_REFERENCE_TOKENS_MB"
     with pytest.raises(StoreFull, match=says):
         asyncio.run(small.of_conversation([picture(number) for number in range(4)]))
 
