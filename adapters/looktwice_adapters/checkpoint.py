@@ -125,10 +125,15 @@ def load_expert(path: str | Path, config: ExpertConfig | None = None) -> Anomaly
     return AnomalyExpert(config).load(state)
 
 
-def file_hash(path: str | Path) -> str:
-    """The first 16 hexadecimal digits of the file's SHA-256: the name of these weights."""
+def file_sha256(path: str | Path) -> str:
+    """The file's SHA-256 in hexadecimal digits, as `sha256sum` prints it."""
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """The first 16 digits of the file's SHA-256: the name of these weights."""
+    return file_sha256(path)[:16]
 
 
 @click.command("convert-expert")

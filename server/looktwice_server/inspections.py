@@ -264,8 +264,7 @@ class Inspections:
         anomaly_map = whole.numpy()
         regions: list[Region] = []
         if verdict != "normal":
-            some = verdict == "anomalous"
-            regions = find_regions(anomaly_map, crops.size, at_least_one=some)
+            regions = find_regions(anomaly_map, crops.size, at_least_one=verdict == "anomalous")
         return Finding(
             score,
             verdict,

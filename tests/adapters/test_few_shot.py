@@ -1,5 +1,6 @@
 """Few-shot detection in process: made-up plates, nano's tower, everything but the server."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,14 @@ def test_a_picture_given_twice_counts_once(plates):
     twice = build([plates[0], *plates], patches=64)
     assert twice.warnings[0] == "images[1] is the same picture as images[0] and was left out"
     assert twice.reference.threshold == build(plates, patches=64).reference.threshold
+    assert twice.images == len(plates)
     assert build([plates[0]] * 5).reference.threshold.promised_rate == 1.0
+
+
+def test_a_bank_without_a_patch_of_the_other_picture_still_judges(plates):
+    thin = build(plates[:2], patches=1).reference
+    assert len(thin.bank) == 1
+    assert all(math.isfinite(score) for score in thin.threshold.scores)
 
 
 def test_pictures_without_anything_suspicious_are_not_taken_for_one(plates):

@@ -38,6 +38,7 @@ def test_leave_one_out_guarantees_twice_what_it_promises(references, calibration
 def test_p_value_counts_the_good_ones_that_score_at_least_as_high():
     threshold = fit([1, 2, 3, 4])
     assert [threshold.p_value(score) for score in (0, 2.5, 4, 5)] == [1.0, 0.6, 0.4, 0.2]
+    assert fit([]).p_value(5) is None
 
 
 @pytest.mark.parametrize("count", [19, 20, 39, 45, 100])

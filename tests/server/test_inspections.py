@@ -271,6 +271,14 @@ def test_map_of_an_inspection_is_the_calibrated_significance_to_half_a_grey_leve
     assert inspection.regions[0].score == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(("number", "regions"), [(40, 0), (80, 1)])
+def test_an_undecided_picture_has_the_regions_that_its_map_shows(worker, number, regions):
+    record = worker.record
+    worker.record = lambda image: record(image) | {"verdict": "undecided", "p_value": 0.25}
+    found = asyncio.run(inspections(worker).inspect(numbered(number)))
+    assert (found.verdict, len(found.regions)) == ("undecided", regions)
+
+
 def test_a_normal_picture_has_no_regions_and_an_anomalous_one_at_least_its_peak(worker):
     # The map stays below 0.5 while the score does not, and the other way round.
     async def run(number, map_bias):

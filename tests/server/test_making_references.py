@@ -79,6 +79,23 @@ def test_a_conversations_reference_makes_room_for_itself(tmp_path):
     assert [path.exists() for path in kept] == [False, False, True]
 
 
+def test_a_conversations_broken_reference_is_made_again(tmp_path):
+    made_by = references(tmp_path)
+    version = asyncio.run(made_by.of_conversation([picture(1)]))
+    path = made_by.store.path(version.version)
+    written = path.read_bytes()
+    path.write_bytes(b"broken")
+    made_by.forget(version)
+    assert asyncio.run(made_by.of_conversation([picture(1)])) == version
+    assert path.read_bytes() == written
+
+
+def test_a_conversations_reference_tells_what_it_promises(tmp_path):
+    version = asyncio.run(references(tmp_path).of_conversation([picture(n) for n in range(3)]))
+    assert (version.name, version.false_alarm_rate, version.promised_rate) == (None, 0.05, 0.25)
+    assert any("3 good pictures promise" in warning for warning in version.warnings)
+
+
 def test_the_default_memory_holds_what_five_percent_needs_of_large_pictures():
     """19 pictures of 1600 x 1200, cut as the hub's checkpoints do, by so400m's four levels."""
     rows, columns = crop_grid(HUB, width=1600, height=1200)

@@ -4,7 +4,6 @@ With the hub's file and tensor names stock vLLM and stock transformers load it; 
 beside the weights in a file of its own, and config.json has one more section for it.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from looktwice_adapters.checkpoint import file_sha256
 from looktwice_adapters.train.tokenizer import phrase_token_ids, save_tokenizer
 from looktwice_adapters.train.tower import TowerTraining
 
@@ -176,7 +176,7 @@ def write_weights(tensors: dict[str, Tensor], folder: Path) -> None:
 def write_hashes(folder: Path) -> None:
     """Write SHA256SUMS of the folder's weights, for `sha256sum -c` and `looktwice doctor`."""
     weights = sorted(folder.glob("*.safetensors"))
-    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in weights]
+    lines = [f"{file_sha256(path)}  {path.name}\n" for path in weights]
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
