@@ -63,5 +63,5 @@ def test_a_plan_that_says_nothing_of_the_library_is_another_one(tmp_path):
     path = plan.folder / "plan.json"
     lines = [line for line in path.read_text().splitlines() if '"library"' not in line]
     path.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match="features made with another library; choose"):
+    with pytest.raises(ValueError, match=r"made with different settings \(library\); choose"):
         make_shards(plan, 0, 1)
