@@ -1,6 +1,9 @@
 """Where the server is, the key to it, how long to wait: option, else environment, else default."""
 
 import os
+import socket
+
+from looktwice_clients.errors import LookTwiceError
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
@@ -34,3 +37,21 @@ def server_key(api_key: str | None = None) -> str:
 def host_and_port(host: str, port: int) -> str:
     """As they stand in an address: IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def free_port(host: str, port: int) -> int:
+    """The port of this machine, or a free one for 0.
+
+    Raises:
+        LookTwiceError: it cannot be listened on, which is told before anything else starts.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            bound: int = probe.getsockname()[1]
+            return bound
+    except OSError as error:
+        where = host_and_port(host, port)
+        raise LookTwiceError(f"cannot listen on {where}: {error.strerror}") from None

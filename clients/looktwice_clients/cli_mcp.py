@@ -1,12 +1,11 @@
 """`looktwice mcp`: the inspection for assistants that speak the Model Context Protocol."""
 
 import os
-import socket
 from pathlib import Path
 
 import click
 
-from looktwice_clients.address import host_and_port
+from looktwice_clients.address import free_port, host_and_port
 from looktwice_clients.cli import timeout_option, url_option
 
 KEY = "LOOKTWICE_MCP_KEY"
@@ -31,7 +30,11 @@ KEY = "LOOKTWICE_MCP_KEY"
 @click.option("--http", is_flag=True, help="Serve streamable HTTP at /mcp instead of stdio.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where --http listens.")
 @click.option(
-    "--port", type=click.IntRange(1, 65535), default=8100, show_default=True, help="Its port."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8100,
+    show_default=True,
+    help="Its port; 0 takes a free one.",
 )
 @url_option
 @timeout_option()
@@ -60,14 +63,8 @@ def mcp(
     if http and host not in ("127.0.0.1", "localhost", "::1") and key is None:
         raise click.UsageError(f"--host {host} opens it to the network: set ${KEY} first")
 
-    where = host_and_port(host, port)
     if http:
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            socket.create_server((host, port), family=family).close()
-        except OSError as error:
-            reason = error.strerror or error
-            raise click.ClickException(f"cannot listen on {where}: {reason}") from None
+        port = free_port(host, port)
 
     async def serve() -> None:
         async with AsyncInspector(url, timeout=timeout) as inspector:
@@ -75,7 +72,7 @@ def mcp(
             if not http:
                 await server.run_stdio_async()
                 return
-            click.echo(f"looktwice: MCP on http://{where}/mcp", err=True)
+            click.echo(f"looktwice: MCP on http://{host_and_port(host, port)}/mcp", err=True)
             await server.run_streamable_http_async(
                 host=host, port=port, max_request_body_size=MAX_BODY
             )

@@ -181,6 +181,10 @@ def vllm_arguments(model: str, flags: list[str]) -> Namespace:
             args.kv_cache_memory_bytes = CPU_CACHE_BYTES  # vLLM's default is 92 % of the machine
         if args.dtype == "auto" and not has_bfloat16("cpu"):
             args.dtype = "float32"
+    # "auto" checks each request with the backend that suits it, but the engine keeps the first
+    # request's for all. A report needs guidance, which alone can be forbidden white space.
+    if args.structured_outputs_config.backend == "auto":
+        args.structured_outputs_config.backend = "guidance"
     ServeSubcommand().validate(args)
     refused = {
         "--trust-request-mm-kwargs": args.trust_request_mm_kwargs,

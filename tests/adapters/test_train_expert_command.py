@@ -167,7 +167,9 @@ def test_features_of_another_plan_are_not_taken(tmp_path):
     plan = ShardPlan(tmp_path, lite0_weights())
     make_shards(plan, 0, 1)
     make_shards(plan, 0, 1)
-    with pytest.raises(ValueError, match=r"made with different settings \(seed\); choose another --out"):
+    with pytest.raises(
+        ValueError, match=r"made with different settings \(seed\); choose another --out"
+    ):
         make_shards(replace(plan, seed=1), 0, 1)
 
 

@@ -16,7 +16,7 @@ from mcp import Client
 from mcp.server.mcpserver import MCPServer
 from PIL import Image
 
-from looktwice_clients import AsyncInspector, Inspection
+from looktwice_clients import AsyncInspector, Inspection, cli_mcp
 from looktwice_clients.allowed_pictures import AllowedPictures
 from looktwice_clients.cli import run
 from looktwice_clients.images import to_wire
@@ -207,7 +207,7 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) ->
 def test_an_ipv6_address_is_told_in_brackets(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket, "create_server", lambda *_, **__: socket.socket())
+    monkeypatch.setattr(cli_mcp, "free_port", lambda host, port: port)
 
     async def served(*_: object, **__: object) -> None:
         pass
@@ -215,6 +215,20 @@ def test_an_ipv6_address_is_told_in_brackets(
     monkeypatch.setattr(MCPServer, "run_streamable_http_async", served)
     assert run(["mcp", "--http", "--host", "::1"]) == 0
     assert capsys.readouterr().err == "looktwice: MCP on http://[::1]:8100/mcp\n"
+
+
+def test_port_0_takes_a_free_one_and_tells_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = []
+
+    async def served(*_: object, port: int, **__: object) -> None:
+        ports.append(port)
+
+    monkeypatch.setattr(MCPServer, "run_streamable_http_async", served)
+    assert run(["mcp", "--http", "--port", "0"]) == 0
+    assert ports[0] > 0
+    assert f":{ports[0]}/mcp" in capsys.readouterr().err
 
 
 def test_the_server_ends_with_its_assistant(line: Path) -> None:

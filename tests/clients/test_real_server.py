@@ -113,8 +113,15 @@ def test_a_truncated_picture_is_refused_and_costs_the_others_nothing(inspector: 
 
 
 def test_a_report_has_the_facts_of_the_inspection_and_words_that_fit(
-    inspector: Inspector,
+    inspector: Inspector, openai_client: openai.OpenAI
 ) -> None:
+    # Another structured request before it: an engine keeps the backend of the first one it sees.
+    chosen = openai_client.chat.completions.create(
+        model="looktwice-nano",
+        messages=[{"role": "user", "content": "Is it defective?"}],
+        extra_body={"structured_outputs": {"choice": ["yes", "no"]}},
+    )
+    assert chosen.choices[0].message.content in ("yes", "no")
     for picture in (GOOD, SCRATCHED):
         report = inspector.report(picture, temperature=0)
         words = report.model_dump(include={"summary", "appearance", "advice"})

@@ -49,6 +49,14 @@ def test_compilation_can_be_asked_for():
 
 
 @pytest.mark.parametrize(
+    ("flags", "backend"),
+    [([], "guidance"), (["--structured-outputs-config.backend", "xgrammar"], "xgrammar")],
+)
+def test_one_backend_writes_all_structured_outputs(flags, backend):
+    assert vllm_arguments(NANO, flags).structured_outputs_config.backend == backend
+
+
+@pytest.mark.parametrize(
     ("has", "flags", "dtype"),
     [
         (False, [], "float32"),

@@ -255,6 +255,11 @@ def decoder(
         )
         model = model or shipped_checkpoint()
         detector = Detector.from_folder(model)
+        if detector.expert.config.tower.name == "llm":
+            raise click.ClickException(
+                f"the expert of {model} looks through the language model's tower; the decoder can "
+                "be trained for one with a tower of its own"
+            )
         llava = LlavaOnevisionForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
         expert = file_hash(expert_file(model))
         with processes.main_process_first():

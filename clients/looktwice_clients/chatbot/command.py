@@ -3,14 +3,13 @@
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 from typing import TYPE_CHECKING
 
 import click
 
-from looktwice_clients.address import host_and_port
+from looktwice_clients.address import free_port, host_and_port
 from looktwice_clients.cli import timeout_option, url_option
 
 if TYPE_CHECKING:
@@ -62,31 +61,13 @@ def chatbot(
     key = key or os.environ.get("LOOKTWICE_CHATBOT_KEY") or None
     if key is not None and len(key) < SHORTEST_KEY:
         raise click.UsageError(f"the key must have at least {SHORTEST_KEY} characters.")
-    port = _free(host, port)
+    port = free_port(host, port)
     from looktwice_clients.inspector import AsyncInspector
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the pictures are removed
     with tempfile.TemporaryDirectory(prefix="looktwice-chatbot-") as pictures:
         _set_gradio(pictures)
         _serve(AsyncInspector(url, timeout=timeout, max_retries=1), host, port, database, key)
-
-
-def _free(host: str, port: int) -> int:
-    """The port, or a free one for 0.
-
-    Raises:
-        UsageError: it cannot be listened on, which is told before anything else starts.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            bound: int = probe.getsockname()[1]
-            return bound
-    except OSError as error:
-        where = host_and_port(host, port)
-        raise click.UsageError(f"cannot listen on {where}: {error.strerror}.") from None
 
 
 def _set_gradio(pictures: str) -> None:

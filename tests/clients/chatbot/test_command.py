@@ -35,7 +35,7 @@ def test_a_key_that_is_too_short_is_refused(capsys):
 
 def test_an_address_that_is_taken_is_refused(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert run(["chatbot", "--port", str(taken.getsockname()[1])]) == 2
+        assert run(["chatbot", "--port", str(taken.getsockname()[1])]) == 1
     assert "cannot listen on 127.0.0.1" in complaint(capsys)
 
 
@@ -62,7 +62,7 @@ def test_the_data_folder_that_cannot_be_made_is_named(capsys, tmp_path, monkeypa
 
 
 def test_an_ipv6_address_is_told_in_brackets(capsys, monkeypatch):
-    monkeypatch.setattr(command, "_free", lambda host, port: port)
+    monkeypatch.setattr(command, "free_port", lambda host, port: port)
     monkeypatch.setattr(uvicorn, "run", lambda *_, **__: None)
     assert run(["chatbot", "--host", "::1"]) == 0
     assert capsys.readouterr().out.startswith("http://[::1]:7860/ ")
