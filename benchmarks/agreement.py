@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from looktwice_adapters.train.agreement import place_named, said_yes
+from looktwice_adapters.answers import place_named, said_yes
 from looktwice_clients import Inspector
 
 WHETHER = "Is there a defect in this picture?"

@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from looktwice_adapters.datasets import Sample, products, read_image, read_mask, read_product
-from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.detector import Detector
 from looktwice_adapters.few_shot import (
     EXPERT_WEIGHT,
     Looked,

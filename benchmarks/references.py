@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the suite's server and plates
 
-from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.detector import Detector
 from looktwice_adapters.few_shot import Reference, build
 from looktwice_adapters.memory_bank import SEARCH_BYTES, best_similarity
 from looktwice_clients import Inspector

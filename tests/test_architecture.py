@@ -57,6 +57,21 @@ def test_no_module_imports_what_its_package_may_not(package: str) -> None:
     assert not wrong
 
 
+def test_what_is_served_knows_of_no_training_and_training_of_no_evaluation() -> None:
+    adapters = PACKAGES["looktwice_adapters"]
+    parts = {name: sorted((adapters / name).rglob("*.py")) for name in ("train", "evaluate")}
+    served = [*adapters.glob("*.py"), *PACKAGES["looktwice_server"].rglob("*.py")]
+    rules = (("train", served), ("evaluate", served + parts["train"]), ("train", parts["evaluate"]))
+    wrong = {
+        f"{module.relative_to(ROOT)} imports {part}"
+        for part, modules in rules
+        for module in modules
+        if f"looktwice_adapters.{part}" in module.read_text()
+    }
+    assert all(parts.values())
+    assert not wrong
+
+
 def loaded_after(code: str) -> set[str]:
     """Top-level modules in a fresh interpreter after `code`."""
     script = (

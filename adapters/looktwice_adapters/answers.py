@@ -1,10 +1,12 @@
 """Answers: a topic and the facts about the pictures -> words that say just these facts.
 
 Nothing is invented: verdict, places, counts, adverb and reference come from the inspection, and
-what an inspection does not tell (kinds of defects, names of parts) the answers leave open.
+what an inspection does not tell (kinds of defects, names of parts) the answers leave open. The last
+functions read an answer back.
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +26,7 @@ PLACES = {
     "bottom": "at the bottom",
     "bottom right": "at the bottom right",
 }
+_PLACE = re.compile(r"\b(" + "|".join(sorted(PLACES, key=len, reverse=True)) + r")\b")
 UNDECIDED = "The inspection is undecided about this picture."
 
 
@@ -312,3 +315,15 @@ def answer_several(topic: str, pictures: Sequence[Facts]) -> str:
         "where": {"normal": "Nowhere. "},
     }
     return opening.get(topic, {}).get(worst, "") + each
+
+
+def said_yes(text: str) -> bool | None:
+    """Whether an answer begins with Yes (True) or No (False); None for anything else."""
+    first = re.match(r"\W*(yes|no)\b", text, re.IGNORECASE)
+    return None if first is None else first[1].lower() == "yes"
+
+
+def place_named(text: str) -> str | None:
+    """The first of the nine places that an answer names."""
+    found = _PLACE.search(text.lower())
+    return found[1] if found else None

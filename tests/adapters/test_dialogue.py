@@ -13,6 +13,8 @@ from looktwice_adapters.answers import (
     answer,
     answer_place,
     answer_several,
+    place_named,
+    said_yes,
 )
 from looktwice_adapters.choices import OPTIONS, choose
 from looktwice_adapters.dialogue import (
@@ -25,7 +27,7 @@ from looktwice_adapters.dialogue import (
 )
 from looktwice_adapters.evaluate.multiple_choice import chosen_letter
 from looktwice_adapters.questions import TEMPLATES, ask, fill, templates
-from looktwice_adapters.train.agreement import expected_yes, place_named, said_yes
+from looktwice_adapters.train.agreement import expected_yes
 
 SCRATCHED = Facts("anomalous", ("bottom left", "center", "bottom left"), "slightly", "bottle")
 GOOD = Facts("normal", (), "highly")

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from looktwice_adapters.datasets import Sample, read_mask, read_sample
+from looktwice_adapters.detector import Judgement
 from looktwice_adapters.evaluate.baselines import BaselineError
-from looktwice_adapters.evaluate.judge import Judgement, ReferencesError
+from looktwice_adapters.evaluate.judge import ReferencesError
 from looktwice_adapters.evaluate.product import Case, measure
 from looktwice_adapters.evaluate.report import write_html
 from looktwice_adapters.evaluate.results import Report, Row, table, write_csv

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from looktwice_adapters import few_shot
-from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.detector import Detector
 from looktwice_adapters.few_shot import (
     Reference,
     build,

@@ -13,7 +13,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from looktwice_adapters.checkpoint import load_expert, section_beside
 from looktwice_adapters.datasets import AnyRes, read_image
-from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.detector import Detector
 from looktwice_adapters.expert import ExpertConfig
 from looktwice_adapters.few_shot import build
 from looktwice_adapters.llm_tower import PUBLISHED, LlmTower, tapped

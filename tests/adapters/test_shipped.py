@@ -2,7 +2,7 @@
 
 import pytest
 
-from looktwice_adapters.evaluate.detector import CheckpointError, shipped_checkpoint
+from looktwice_adapters.detector import CheckpointError, shipped_checkpoint
 from looktwice_adapters.shipped import CHECKOUT_MODELS, shipped_folder
 from looktwice_server.launch import find_model
 

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from looktwice_adapters.anomalygpt import AnomalyGPT, AnomalyGPTConfig
-from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.detector import Detector
 from looktwice_adapters.scenes import PictureLibrary
 from looktwice_adapters.train import decoder as training
 from looktwice_adapters.train import lessons as lesson_files

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from looktwice_adapters.calibration import calibrate
 from looktwice_adapters.checkpoint import load_expert
 from looktwice_adapters.datasets import AnyRes
-from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.detector import Detector
 from looktwice_adapters.expert import ExpertConfig
 from looktwice_adapters.towers import TimmTower, TowerConfig, fold, lite0_weights, rarity
 from looktwice_adapters.train.expert import (

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from looktwice_adapters.answers import Facts
+from looktwice_adapters.answers import Facts, place_named, said_yes
 from looktwice_adapters.dialogue import Dialogue, Turn, make_dialogue
-from looktwice_adapters.train.agreement import Agreement, check, place_named, said_yes
+from looktwice_adapters.train.agreement import Agreement, check
 from looktwice_adapters.train.hub_format import PINPOINTS, nano_config
 from looktwice_adapters.train.looks import Look, crop_maps, layout
 from looktwice_adapters.train.nano_assistant import (

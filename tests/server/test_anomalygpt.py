@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from looktwice_adapters.anomalygpt import AnomalyGPT, AnomalyGPTConfig
 from looktwice_adapters.checkpoint import file_hash
-from looktwice_adapters.evaluate.detector import Detector, expert_file
+from looktwice_adapters.detector import Detector, expert_file
 from looktwice_adapters.few_shot import FewShotJudgement, build
 from looktwice_adapters.shipped import CHECKOUT_MODELS
 from looktwice_server.launch import serve

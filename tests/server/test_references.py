@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.detector import Detector
 from looktwice_adapters.few_shot import build
 from looktwice_adapters.shipped import CHECKOUT_MODELS
 from tests.punched_plates import plate

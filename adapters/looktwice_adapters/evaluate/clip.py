@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from looktwice_adapters.datasets import Sample, read_sample
+from looktwice_adapters.detector import Judgement
 from looktwice_adapters.evaluate.baselines import RANDOM, BaselineError, first_line
-from looktwice_adapters.evaluate.judge import Judgement
 from looktwice_adapters.facts import verdict_of
 
 PAPERS_MODEL = "ViT-B-16-plus-240@laion400m_e31"  # WinCLIP's

@@ -136,9 +136,10 @@ def evaluate(
         if spec.partition(":")[0] not in BASELINES:
             raise click.UsageError(f"--baseline {spec}: known are {', '.join(BASELINES)}")
     from looktwice_adapters.checkpoint import ExpertFileError
+    from looktwice_adapters.detector import shipped_checkpoint
     from looktwice_adapters.evaluate import run
     from looktwice_adapters.evaluate.chat import Chat
-    from looktwice_adapters.evaluate.detector import ExpertJudge, shipped_checkpoint
+    from looktwice_adapters.evaluate.expert import ExpertJudge
     from looktwice_adapters.evaluate.results import Report, table, write_csv
     from looktwice_adapters.evaluate.server import ServerJudge
 

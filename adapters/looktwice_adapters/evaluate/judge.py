@@ -4,25 +4,14 @@ What `looktwice evaluate` measures is a judge: the expert in process, a server, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from looktwice_adapters.datasets import NORMAL, Sample
-from looktwice_adapters.facts import Verdict
+from looktwice_adapters.detector import Judgement
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a judge says of one picture."""
-
-    score: float  # higher is more anomalous; in [0, 1] where there is a verdict
-    verdict: Verdict | None = None  # None: this judge has no threshold
-    anomaly_map: NDArray[np.float32] | None = None  # (h, w) at any size, in the picture's aspect
 
 
 class Judge(Protocol):

@@ -11,9 +11,9 @@ import torch
 
 from looktwice_adapters.checkpoint import ExpertFileError
 from looktwice_adapters.datasets import Sample, read_sample
+from looktwice_adapters.detector import CheckpointError, Detector, Judgement, shipped_checkpoint
 from looktwice_adapters.evaluate.baselines import BaselineError
-from looktwice_adapters.evaluate.detector import CheckpointError, Detector, shipped_checkpoint
-from looktwice_adapters.evaluate.judge import Judgement, ReferencesError
+from looktwice_adapters.evaluate.judge import ReferencesError
 from looktwice_adapters.few_shot import image_evidence
 from looktwice_adapters.memory_bank import MemoryBank
 from looktwice_adapters.recut import Grid

@@ -13,8 +13,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, normalize, resize
 
 from looktwice_adapters.datasets import Sample, read_sample
+from looktwice_adapters.detector import Judgement
 from looktwice_adapters.evaluate.baselines import RANDOM, BaselineError, first_line
-from looktwice_adapters.evaluate.judge import Judgement, ReferencesError
+from looktwice_adapters.evaluate.judge import ReferencesError
 from looktwice_adapters.towers import lite0_weights, load_lite0
 
 LITE0 = "tf_efficientnet_lite0"

@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 
+from looktwice_adapters.answers import said_yes
 from looktwice_adapters.datasets import Sample
 from looktwice_adapters.evaluate.baselines import BaselineError, baseline
 from looktwice_adapters.evaluate.chat import Chat, one_line
@@ -30,7 +31,6 @@ from looktwice_adapters.evaluate.reasoning import (
 from looktwice_adapters.evaluate.results import Row
 from looktwice_adapters.evaluate.server import ServerJudge
 from looktwice_adapters.layouts import read_dataset
-from looktwice_adapters.train.agreement import said_yes
 
 # What ends one judge, or one file of questions, but not the run with what it has measured.
 EXPECTED = (openai.APIError, ValueError, OSError)

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from looktwice_adapters.datasets import Sample
+from looktwice_adapters.detector import Judgement
 from looktwice_adapters.evaluate.chat import connect, data_uri, first_model
-from looktwice_adapters.evaluate.judge import Judgement
 
 
 class ServerJudge:

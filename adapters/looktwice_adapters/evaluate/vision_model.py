@@ -6,11 +6,11 @@ from typing import Any
 
 import openai
 
+from looktwice_adapters.answers import said_yes
 from looktwice_adapters.datasets import Sample
+from looktwice_adapters.detector import Judgement
 from looktwice_adapters.evaluate.baselines import BaselineError
 from looktwice_adapters.evaluate.chat import AUTHORS_QUESTION, Chat, ReplyError, one_line
-from looktwice_adapters.evaluate.judge import Judgement
-from looktwice_adapters.train.agreement import said_yes
 
 TOP = 20  # most that the API gives
 

@@ -4,32 +4,18 @@ Asked in words that training never saw (the held-out templates), with facts draw
 """
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from looktwice_adapters.answers import PLACES, Facts, answer
+from looktwice_adapters.answers import Facts, answer, place_named, said_yes
 from looktwice_adapters.dialogue import Dialogue, Turn, draw_facts
 from looktwice_adapters.questions import ask
 
 YES_NO_TOPICS = ("defect", "fine", "yes_no", "no_yes")
 PLACE_TOPICS = ("defect", "fine", "where", "summary", "describe", "advice", "count", "either")
-_PLACE = re.compile(r"\b(" + "|".join(sorted(PLACES, key=len, reverse=True)) + r")\b")
-
-
-def said_yes(text: str) -> bool | None:
-    """Whether an answer begins with Yes (True) or No (False); None for anything else."""
-    first = re.match(r"\W*(yes|no)\b", text, re.IGNORECASE)
-    return None if first is None else first[1].lower() == "yes"
-
-
-def place_named(text: str) -> str | None:
-    """The first of the nine places that an answer names."""
-    found = _PLACE.search(text.lower())
-    return found[1] if found else None
 
 
 @dataclass

@@ -21,8 +21,8 @@ from looktwice_adapters.anomalygpt import FILE_NAME, AnomalyGPT, AnomalyGPTConfi
 from looktwice_adapters.answers import Facts, answer
 from looktwice_adapters.checkpoint import file_hash
 from looktwice_adapters.decoder import ImageDecoder
+from looktwice_adapters.detector import Detector, expert_file, shipped_checkpoint
 from looktwice_adapters.dialogue import Dialogue, Turn
-from looktwice_adapters.evaluate.detector import Detector, expert_file, shipped_checkpoint
 from looktwice_adapters.expert import AnomalyExpert
 from looktwice_adapters.facts import Verdict
 from looktwice_adapters.losses import dice_loss, focal_loss

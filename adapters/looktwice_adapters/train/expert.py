@@ -27,7 +27,7 @@ from looktwice_adapters.datasets import (
     read_mask,
     read_sample,
 )
-from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.detector import Detector
 from looktwice_adapters.expert import AnomalyExpert, Calibration, ExpertConfig, detail_logit
 from looktwice_adapters.few_shot import normal_scores
 from looktwice_adapters.layouts import read_dataset

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from looktwice_adapters.anomaly_map import MAX_REGIONS, position
-from looktwice_adapters.evaluate.detector import Detector
+from looktwice_adapters.detector import Detector
 from looktwice_adapters.scenes import PictureLibrary
 from looktwice_adapters.synthesis import DEFECTS
 from looktwice_adapters.train.features import draw_pair, kept

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from looktwice_adapters.anomaly_map import stitch
 from looktwice_adapters.anomalygpt import AnomalyGPT
-from looktwice_adapters.checkpoint import file_hash, load_expert
-from looktwice_adapters.datasets import AnyRes, Sample, read_sample
-from looktwice_adapters.evaluate.judge import Judgement
+from looktwice_adapters.checkpoint import load_expert
+from looktwice_adapters.datasets import AnyRes
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
-from looktwice_adapters.facts import verdict_of
-from looktwice_adapters.few_shot import Looked, Reference, build, common_grid, look
+from looktwice_adapters.facts import Verdict, verdict_of
+from looktwice_adapters.few_shot import Looked, Reference, common_grid, look
 from looktwice_adapters.llm_tower import LlmTower
 from looktwice_adapters.recut import Cut, Grid
 from looktwice_adapters.shipped import shipped_folder
@@ -50,6 +49,15 @@ def expert_file(folder: Path) -> Path:
 
 class CheckpointError(ValueError):
     """The folder holds no checkpoint with an expert."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is said of one picture."""
+
+    score: float  # higher is more anomalous; in [0, 1] where there is a verdict
+    verdict: Verdict | None = None  # None: who judged has no threshold
+    anomaly_map: NDArray[np.float32] | None = None  # (h, w) at any size, in the picture's aspect
 
 
 @dataclass(frozen=True)
@@ -151,29 +159,3 @@ class Detector:
         calibrated = calibration.map(whole).numpy().astype(np.float32)
         score = float(calibration.score(raw.double(), significance))
         return Judgement(score, verdict_of(score), calibrated)
-
-
-class ExpertJudge:
-    """A checkpoint's expert as a judge of samples, against references where it is given some."""
-
-    def __init__(self, folder: Path, decoder: Path | None = None) -> None:
-        """Load the checkpoint of a folder; raises as `Detector.from_folder`."""
-        self.name = folder.resolve().name
-        self.detector = Detector.from_folder(folder, decoder)
-        self.reference: Reference | None = None
-        self.expert: str | None = file_hash(decoder or expert_file(folder))
-
-    def prepare(self, product: str, references: Sequence[Sample]) -> None:
-        """Make the product's reference, if there are normal pictures to make it of."""
-        self.reference = None
-        if references:
-            looked, grid = self.detector.look_alike([read_sample(one) for one in references])
-            prior = self.detector.judging.config.calibration.normal_scores
-            self.reference = build(looked, grid=grid, prior=prior).reference
-
-    def judge(self, sample: Sample) -> Judgement:
-        """Score, verdict and map of one sample."""
-        return self.detector.judge(read_sample(sample), self.reference)
-
-    def close(self) -> None:
-        """Nothing is held open."""
