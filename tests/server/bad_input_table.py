@@ -3,6 +3,7 @@
 `python -m tests.server.bad_input_table` starts the servers, asks them and writes the page.
 """
 
+import io
 import re
 import struct
 import sys
@@ -16,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
+import tifffile
 from PIL import Image
 
 from tests.server.wire import (
@@ -68,6 +71,14 @@ def png_of_size(width: int, height: int, *extra: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
 
 
+def planes_of_16_bits() -> bytes:
+    """A TIFF that Pillow reads with half its bits."""
+    values = np.asarray(scratched(), np.uint16) * 257
+    file = io.BytesIO()
+    tifffile.imwrite(file, values.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
+    return file.getvalue()
+
+
 def pictures() -> dict[str, str]:
     """URLs and data URIs of pictures that cannot be had or judged."""
     good = encoded(scratched())
@@ -87,6 +98,7 @@ def pictures() -> dict[str, str]:
         "a picture of 27 x 300": encoded(scratched((27, 300))),
         "a picture of 1 x 1": encoded(scratched((1, 1))),
         "a picture of 2800 x 28": encoded(scratched((2800, 28))),
+        "a TIFF of 16-bit colours in separate planes": planes_of_16_bits(),
     }
     hosts = {
         "loopback": "127.0.0.1",
@@ -103,9 +115,12 @@ def pictures() -> dict[str, str]:
         "private, 172.16.x": "172.16.0.1",
         "private, 192.168.x": "192.168.1.20",
         "private, IPv6": "[fc00::1]",
+        "site-local, IPv6": "[fec0::1]",
+        "private, IPv4 in IPv6": "[::10.0.0.1]",
         "private through NAT64": "[64:ff9b::10.0.0.1]",
         "a site's own NAT64": "[64:ff9b:1::10.0.0.1]",
         "carrier-grade NAT": "100.64.0.1",
+        "the protocols' own": "192.0.0.8",
         "multicast": "224.0.0.1",
         "no address": "0.0.0.0",
         "a user's name before a private one": "user:pw@10.0.0.1",
@@ -221,6 +236,7 @@ def options() -> Iterator[Row]:
     yield Row("an unknown reference", inspect(good_uri(), reference="cup"), 404)
     yield Row("an unknown model", inspect(good_uri(), model="gpt-5"), 404)
     yield Row("17 pictures", inspect(*[good_uri()] * 17))
+    yield Row("five pictures of 49 megapixels", inspect(*[large["image_url"]["url"]] * 5))
     yield Row("no pictures", inspect())
     yield Row("images is missing", Sent(INSPECTIONS, {}))
     yield Row("images: a text", Sent(INSPECTIONS, {"images": good_uri()}))
