@@ -16,7 +16,6 @@ import ctypes
 import io
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -25,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -39,9 +39,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the suite's server
 
 from looktwice_adapters.checkpoint import load_expert
 from looktwice_adapters.expert import ExpertConfig
+from looktwice_adapters.precision import has_bfloat16
 from tests.serving import Server, running_server, stock_server
 
 CONCURRENCY = (1, 8, 32)
+ROUNDS = 3  # of each; the median counts
 TOKENS = 32
 SPIN_SECONDS = 1.2
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -147,7 +149,7 @@ def throughput(ask: Callable[[str], object], concurrency: int, uris: list[str]) 
     return len(uris) / (time.perf_counter() - start)
 
 
-def alone(model: Path) -> Callable[[str], float]:
+def alone(model: Path, dtype: str) -> Callable[[str], float]:
     """Image tower and expert in plain torch, one thread as the worker has: seconds a picture."""
     torch.set_num_threads(1)
     libc = ctypes.CDLL(None)  # what `looktwice serve` sets for its processes
@@ -158,7 +160,7 @@ def alone(model: Path) -> Callable[[str], float]:
     weights = model / section.pop("weights")
     del section["phrase_token_ids"]
     expert = load_expert(weights, ExpertConfig.from_dict(section))
-    tower = SiglipVisionModel(config.vision_config).eval().to(torch.bfloat16)
+    tower = SiglipVisionModel(config.vision_config).eval().to(getattr(torch, dtype))
     processor = AutoImageProcessor.from_pretrained(model)
 
     @torch.inference_mode()
@@ -166,7 +168,7 @@ def alone(model: Path) -> Callable[[str], float]:
         image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")
         pixels = processor(image, return_tensors="pt")["pixel_values"][0]
         start = time.perf_counter()
-        tokens = tower(pixels.to(torch.bfloat16)).last_hidden_state
+        tokens = tower(pixels.to(tower.dtype)).last_hidden_state
         output = expert(*expert.tower(pixels), [len(pixels)])
         expert.suspicious_tokens(output, tokens.float(), [len(pixels)])
         return time.perf_counter() - start
@@ -197,19 +199,17 @@ def memory(server: Server) -> dict[str, float]:
     return peaks
 
 
-ALIKE = ("--dtype", "bfloat16", "--enforce-eager")  # what their defaults would not share
-
-
 @contextmanager
 def both(
-    model: Path, expert: Path | None, logs: Path
+    model: Path, expert: Path | None, dtype: str, logs: Path
 ) -> Iterator[tuple[Server, Server, dict[str, float]]]:
     """The stock server and ours, and how long each took to start."""
     seconds = {}
-    flags = [*ALIKE, *([] if expert is None else ["--expert", str(expert)])]
+    alike = ("--dtype", dtype, "--enforce-eager")  # what their defaults would not share
+    flags = [*alike, *([] if expert is None else ["--expert", str(expert)])]
     with ExitStack() as stack:
         start = time.perf_counter()
-        stock = stack.enter_context(stock_server(logs / "stock.log", model, *ALIKE))
+        stock = stack.enter_context(stock_server(logs / "stock.log", model, *alike))
         seconds["stock"] = round(time.perf_counter() - start, 1)
         start = time.perf_counter()
         ours = stack.enter_context(running_server(logs / "ours.log", str(model), *flags))
@@ -217,20 +217,27 @@ def both(
         yield stock, ours, seconds
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, object]:
+def processor_name() -> str:
+    """The processor, as Linux calls it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole run."""
 
     def pictures(number: int) -> list[str]:
         return [picture(arguments.side) for _ in range(number)]
 
     logs = arguments.json.parent
-    with both(arguments.model, arguments.expert, logs) as (stock_server, our_server, start_seconds):
+    chosen = arguments.model, arguments.expert, arguments.dtype
+    with both(*chosen, logs) as (stock_server, our_server, start_seconds):
         word = AutoTokenizer.from_pretrained(arguments.model).encode("the")
         stock, ours = Chat(stock_server, word), Chat(our_server, word)
         for chat in (stock, ours):
             throughput(chat.complete, 2, pictures(4))  # warm
-        report: dict[str, object] = {
-            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        report: dict[str, Any] = {
+            "machine": f"{processor_name()}, {os.cpu_count()} cores, {arguments.dtype}",
             "start_seconds": start_seconds,
             "prompt_tokens": same_length(stock, ours, arguments.side),
             "first_token_seconds": alternate(
@@ -243,22 +250,26 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         if not arguments.first_token:
             inspect = inspect_with(our_server)
             report["inspection_seconds"] = alternate(
-                pictures(arguments.pairs), alone(arguments.model), inspect, "inspection"
+                pictures(arguments.pairs),
+                alone(arguments.model, arguments.dtype),
+                inspect,
+                "inspection",
             )
-            for name, ask in {
-                "stock chat": stock.complete,
-                "chat": ours.complete,
-                "inspections": inspect,
-            }.items():
-                report[f"{name}, requests/s"] = {
-                    concurrency: round(throughput(ask, concurrency, pictures(16 + concurrency)), 2)
-                    for concurrency in tqdm(CONCURRENCY, desc=name)
-                }
+            asked = {"stock chat": stock.complete, "chat": ours.complete, "inspections": inspect}
+            for concurrency in CONCURRENCY:
+                rates: dict[str, list[float]] = {name: [] for name in asked}
+                for _ in tqdm(range(ROUNDS), desc=f"{concurrency} at once", unit="round"):
+                    for name, ask in asked.items():  # in turn, as all else
+                        uris = pictures(16 + concurrency)
+                        rates[name].append(throughput(ask, concurrency, uris))
+                for name, found in rates.items():
+                    medians = report.setdefault(f"{name}, requests/s", {})
+                    medians[concurrency] = round(statistics.median(found), 2)
         report["peak_memory_mb"] = {"stock": memory(stock_server), "ours": memory(our_server)}
         return report
 
 
-def table(report: dict[str, object]) -> str:
+def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     lines = ["| measured | stock | ours | ratio |", "|---|---|---|---|"]
     tokens = report["prompt_tokens"]
@@ -304,13 +315,18 @@ def main() -> None:
     parser.add_argument("--expert", type=Path, help="for a model that brings none")
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--side", type=int, default=448, help="pixels of the pictures' sides")
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16" if has_bfloat16("cpu") else "float32",
+        help="of both servers; default: bfloat16 where the processor has it, else float32",
+    )
     parser.add_argument("--first-token", action="store_true", help="measure nothing else")
     parser.add_argument("--json", type=Path, default=Path("out/serve.json"))
     arguments = parser.parse_args()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     report = measure(arguments)
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(table(report))
+    print(report["machine"], table(report), sep="\n\n")
 
 
 if __name__ == "__main__":
