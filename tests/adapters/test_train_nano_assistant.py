@@ -15,9 +15,9 @@ from looktwice_adapters.train.agreement import Agreement, check
 from looktwice_adapters.train.hub_format import PINPOINTS, nano_config
 from looktwice_adapters.train.looks import Look, crop_maps, layout
 from looktwice_adapters.train.nano_assistant import (
-    Assistant,
     AssistantTraining,
     Batches,
+    NanoAssistant,
     RandomPicture,
     SeenPicture,
     picture_sequences,
@@ -49,7 +49,7 @@ def assistant(tokenizer):
     config.text_config.layer_types = ["full_attention"] * 2
     config.vision_config.num_hidden_layers = 1
     torch.manual_seed(0)
-    return Assistant(LlavaOnevisionForConditionalGeneration(config))
+    return NanoAssistant(LlavaOnevisionForConditionalGeneration(config))
 
 
 def a_look(grid=(2, 2), size=(300, 300)):

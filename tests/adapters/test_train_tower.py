@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from looktwice_adapters.datasets import read_image
 from looktwice_adapters.towers import TimmTower, lite0_weights, load_lite0
 from looktwice_adapters.train import tower as module
 from looktwice_adapters.train.options import content
 from looktwice_adapters.train.run import Run, Schedule, TrainingError
-from looktwice_adapters.train.tower import TEACHER, TowerTraining, train_tower
+from looktwice_adapters.train.tower import TEACHER, TowerTraining, read_pictures, train_tower
 from looktwice_clients.cli import run as looktwice
 
 
@@ -97,3 +98,11 @@ def test_a_folder_without_pictures_is_one_line(tmp_path, capsys):
     options = ["--pictures", str(tmp_path), "--out", str(tmp_path / "out")]
     assert looktwice(["train", "tower", *options]) == 1
     assert "no pictures of 128 pixels or more" in capsys.readouterr().err
+
+
+def test_training_sees_the_pixels_that_the_server_sees(tmp_path):
+    levels = np.tile(np.linspace(0, 65535, 160).astype(np.uint16), (160, 1))
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    [seen] = read_pictures(tmp_path, limit=9, side=160, smallest=128)
+    assert seen.tolist() == read_image(tmp_path / "deep.png").tolist()
+    assert seen.std() > 50  # converted by Pillow itself, all but the first column is white

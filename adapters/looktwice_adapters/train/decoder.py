@@ -30,15 +30,11 @@ from looktwice_adapters.prompt_ensemble import TextTowerError, open_clip_encoder
 from looktwice_adapters.prompt_learner import CHANNELS, PROMPTS
 from looktwice_adapters.questions import ask
 from looktwice_adapters.scenes import PictureLibrary
-from looktwice_adapters.train.expert import (
-    CALIBRATION_IMAGES,
-    COVERED,
-    check_calibrating,
-    fitted_calibration,
-)
+from looktwice_adapters.train.calibrating import check_calibrating, fit_calibration
+from looktwice_adapters.train.expert import COVERED
 from looktwice_adapters.train.features import keep_plan
 from looktwice_adapters.train.lessons import Lesson, Towers, make_lessons
-from looktwice_adapters.train.nano_assistant import Assistant
+from looktwice_adapters.train.nano_assistant import NanoAssistant
 from looktwice_adapters.train.pictures import index_hash, open_library
 from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 from looktwice_adapters.train.sequences import PictureSlots, Sequence, SequenceWriter
@@ -76,7 +72,7 @@ class PromptedPicture:
         return PROMPTS
 
 
-class Listener(Assistant):
+class Listener(NanoAssistant):
     """The frozen language model, whose pictures carry AnomalyGPT's prompts."""
 
     def __init__(self, model: LlavaOnevisionForConditionalGeneration) -> None:
@@ -296,9 +292,6 @@ def decoder(
     if not processes.is_main_process:
         return
     if calibrate_on:
-        fitted = fitted_calibration(
-            replace(detector, decoder=parts), calibrate_on, CALIBRATION_IMAGES, seed
-        )
-        parts.config = replace(parts.config, calibration=fitted)
+        fit_calibration(replace(detector, decoder=parts), calibrate_on, seed)
     parts.save(out / FILE_NAME)
     click.echo(f"{out / FILE_NAME}: decoder {file_hash(out / FILE_NAME)}")

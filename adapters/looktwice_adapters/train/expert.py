@@ -17,30 +17,21 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import dropout
-from tqdm import tqdm
 
-from looktwice_adapters.calibration import calibrate
 from looktwice_adapters.checkpoint import file_hash, read_expert
-from looktwice_adapters.datasets import (
-    AnyRes,
-    Sample,
-    read_mask,
-    read_sample,
-)
+from looktwice_adapters.datasets import AnyRes
 from looktwice_adapters.detector import Detector
-from looktwice_adapters.expert import AnomalyExpert, Calibration, ExpertConfig, detail_logit
-from looktwice_adapters.few_shot import normal_scores
-from looktwice_adapters.layouts import read_dataset
+from looktwice_adapters.expert import AnomalyExpert, ExpertConfig, detail_logit
 from looktwice_adapters.llm_tower import LlmTower
 from looktwice_adapters.losses import dice_loss, focal_loss, image_loss, soft_focal_loss
 from looktwice_adapters.synthesis import DEFECTS
 from looktwice_adapters.towers import TimmTower, enriched, lite0_weights
+from looktwice_adapters.train.calibrating import check_calibrating, fit_calibration
 from looktwice_adapters.train.features import (
     TOWER,
     Shard,
     ShardPlan,
     frozen_tower,
-    lacking_class,
     make_shards,
     read_shard,
     real_products,
@@ -54,8 +45,6 @@ MATCHINGS = 3
 COVERED = 0.25  # share of a token from which on it counts as defective
 LEARNING_RATE = 3e-3
 HELD_OUT_SHARDS = 2  # of 64 pairs, of the kinds that never train
-CALIBRATION_IMAGES = 40  # of each class of each product
-GOOD_IMAGES = 12  # of a product, that are compared with each other
 START = 0.01  # how far apart the two embeddings start; their own size is about 1
 EDGE = 1e-6  # probabilities are kept this far from 0 and 1
 
@@ -318,68 +307,6 @@ def save_expert(expert: AnomalyExpert, folder: Path) -> str:
     return file_hash(path)
 
 
-def fitted_calibration(
-    detector: Detector, folders: tuple[Path, ...], limit: int, seed: int
-) -> Calibration:
-    """A detector's calibration, fitted on test pictures of data sets.
-
-    At most `limit` pictures of each class of each product are drawn, by seed. What scores of good
-    pictures look like is told by products that have enough of them, where there are two or more.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = [
-        (root.name, _drawn(samples, limit, rng))
-        for root in folders
-        for samples in read_dataset(root).values()
-    ]
-    named = [(name, sample) for name, samples in drawn for sample in samples]
-    scores, significant, peaks, pixels, covered = [], [], [], [], []
-    for _, sample in tqdm(named, desc="calibration", unit="image"):
-        score, significance, whole = detector.raw(read_sample(sample))
-        scores.append(score)
-        significant.append(detail_logit(significance))
-        peaks.append(whole.max())
-        mask = read_mask(sample, (whole.shape[0], whole.shape[1]))
-        if mask is not None:
-            pixels.append(whole[4::8, 4::8].flatten())
-            covered.append(torch.from_numpy(mask[4::8, 4::8].copy()).flatten())
-    fitted = calibrate(
-        torch.stack(scores),
-        torch.stack(significant),
-        np.array([sample.anomalous for _, sample in named]),
-        np.array([root for root, _ in named]),
-        torch.stack(peaks),
-        torch.cat(pixels),
-        torch.cat(covered),
-    )
-    detector.judging.config = replace(detector.judging.config, calibration=fitted)
-    good = [[s for s in samples if not s.anomalous][:GOOD_IMAGES] for _, samples in drawn]
-    good = [samples for samples in good if len(samples) == GOOD_IMAGES]
-    if len(good) < 2:
-        return fitted
-    looked = [
-        detector.look_alike([read_sample(sample) for sample in samples])[0]
-        for samples in tqdm(good, desc="references", unit="product")
-    ]
-    return replace(fitted, normal_scores=normal_scores(looked))
-
-
-def check_calibrating(folders: tuple[Path, ...]) -> None:
-    """Refuse, before anything is trained, data sets that `fitted_calibration` cannot use.
-
-    Raises:
-        click.UsageError: a folder is not a data set, or its test pictures are all of one class.
-    """
-    for root in folders:
-        try:
-            products = read_dataset(root).values()
-        except ValueError as error:
-            raise click.UsageError(f"--calibrate-on {error}") from error
-        test = [sample for samples in products for sample in samples if sample.split == "test"]
-        if lacking := lacking_class(test):
-            raise click.UsageError(f"--calibrate-on {root}: it has no {lacking} test pictures")
-
-
 def check_data(data: tuple[Path, ...], calibrating: tuple[Path, ...]) -> None:
     """Refuse data sets that cannot train, or that would also calibrate.
 
@@ -396,14 +323,6 @@ def check_data(data: tuple[Path, ...], calibrating: tuple[Path, ...]) -> None:
         real_products(data)
     except ValueError as error:
         raise click.UsageError(f"--data {error}") from error
-
-
-def _drawn(samples: list[Sample], limit: int, rng: np.random.Generator) -> list[Sample]:
-    chosen: list[Sample] = []
-    for anomalous in (False, True):
-        of_class = [s for s in samples if s.split == "test" and s.anomalous == anomalous]
-        chosen += [of_class[index] for index in rng.permutation(len(of_class))[:limit]]
-    return chosen
 
 
 @torch.no_grad()
@@ -594,9 +513,7 @@ def expert(
         write_json(out / "held_out.json", {"kinds": list(hold_out), **figures})
         click.echo(f"held-out kinds: {json.dumps(figures)}")
     if calibrating:
-        detector = Detector(trained, plan.anyres)
-        fitted = fitted_calibration(detector, calibrating, CALIBRATION_IMAGES, seed)
-        trained.config = replace(trained.config, calibration=fitted)
+        fit_calibration(Detector(trained, plan.anyres), calibrating, seed)
     record = plan.record() | {
         "calibrated_on": [str(folder.resolve()) for folder in calibrating],
         "model": model,

@@ -16,7 +16,7 @@ from looktwice_adapters.train.hub_format import (
     write_checkpoint,
     write_json,
 )
-from looktwice_adapters.train.nano_assistant import SELECTOR, Assistant
+from looktwice_adapters.train.nano_assistant import SELECTOR, NanoAssistant
 from looktwice_adapters.train.tokenizer import kept_tokenizer
 
 
@@ -31,7 +31,7 @@ def trained_model(
     tokenizer = kept_tokenizer(assistant / "tokenizer")
     model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
     model.model.vision_tower.load_state_dict(looking)
-    Assistant(model).load_state_dict(load_file(assistant / "assistant.safetensors"))
+    NanoAssistant(model).load_state_dict(load_file(assistant / "assistant.safetensors"))
     return model.eval()
 
 

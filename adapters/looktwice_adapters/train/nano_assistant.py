@@ -71,7 +71,7 @@ class AssistantTraining:
     seed: int = 0
 
 
-class Assistant(nn.Module):
+class NanoAssistant(nn.Module):
     """The trainable part of the checkpoint: selector, projector, newline, language model."""
 
     def __init__(self, model: LlavaOnevisionForConditionalGeneration) -> None:
@@ -251,7 +251,7 @@ class Batches:
 
 
 def train_assistant(
-    assistant: Assistant,
+    assistant: NanoAssistant,
     batches: Batches,
     schedule: Schedule,
     folder: Path,
@@ -335,7 +335,7 @@ def nano_assistant(
         model, tokenizer = read_checkpoint(start_from)
         if processes.is_main_process:
             save_tokenizer(tokenizer, out / "tokenizer")
-        student, rate = Assistant(model), FURTHER
+        student, rate = NanoAssistant(model), FURTHER
         selector = read_expert(start_from / "expert.safetensors")
         student.load_state_dict(
             {name: value for name, value in selector.items() if name.startswith(SELECTOR)},
@@ -348,7 +348,7 @@ def nano_assistant(
         torch.manual_seed(seed)
         model = LlavaOnevisionForConditionalGeneration(nano_config(tokenizer))
         model.model.vision_tower.load_state_dict(load_file(tower / "tower.safetensors"))
-        student, rate = Assistant(model), 1.0
+        student, rate = NanoAssistant(model), 1.0
     writer = SequenceWriter(tokenizer)
     student.llm_q_former.requires_grad_(False)  # text has nothing to select from
     text = text_sequences(writer, len(student.image_newline))
@@ -377,7 +377,7 @@ def nano_assistant(
 
 
 def replier(
-    student: Assistant, writer: SequenceWriter, looks: list[Look]
+    student: NanoAssistant, writer: SequenceWriter, looks: list[Look]
 ) -> Callable[[Turn], tuple[str, bool]]:
     """Answers turns about pictures, greedily: the words, and whether they came to an end."""
     student.eval()

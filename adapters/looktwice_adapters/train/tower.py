@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from looktwice_adapters.picture_file import to_rgb
 from looktwice_adapters.precision import mixed_precision
 from looktwice_adapters.towers import TimmTower, TowerConfig, lite0_weights, load_lite0
 from looktwice_adapters.train.options import content, weights
@@ -69,12 +70,12 @@ def read_pictures(folder: Path, limit: int, side: int, smallest: int) -> list[np
                     continue
                 image.draft("RGB", (side, side))
                 scale = side / min(image.size)
-                small = image.convert("RGB")
+                small = to_rgb(image)
                 if scale < 1:
                     size = [min(4 * side, round(scale * length)) for length in small.size]
                     small = small.resize((size[0], size[1]), Image.Resampling.BILINEAR)
                 pictures.append(np.asarray(small))
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue
     if not pictures:
         raise click.ClickException(f"no pictures of {smallest} pixels or more under {folder}")
