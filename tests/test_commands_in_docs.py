@@ -65,20 +65,35 @@ def test_the_lines_are_found():
     assert {"serve", "inspect", "reference", "evaluate", "train", "mcp"} <= {w[0] for w in found}
 
 
-def every_command(group: click.Group, name: str = "looktwice") -> Iterator[tuple[str, str]]:
-    """Name and help of a group's commands and of its groups'."""
+def every_command(
+    group: click.Group, name: str = "looktwice"
+) -> Iterator[tuple[str, click.Command]]:
+    """Name of a group's commands and of its groups'."""
     context = click.Context(group)
     for word in group.list_commands(context):
         found = group.get_command(context, word)
         assert found is not None
         command = found.entry.load() if isinstance(found, CommandEntry) else found
-        yield f"{name} {word}", command.get_help(click.Context(command, info_name=word))
+        yield f"{name} {word}", command
         if isinstance(command, click.Group):
             yield from every_command(command, f"{name} {word}")
 
 
+def test_every_option_is_explained():
+    silent = {
+        f"{name} {option.opts[0]}"
+        for name, command in every_command(looktwice)
+        for option in command.params
+        if isinstance(option, click.Option) and not option.help
+    }
+    assert silent == set()
+
+
 def test_no_help_shows_the_mark_that_keeps_its_lines():
-    helps = dict(every_command(looktwice))
+    helps = {
+        name: command.get_help(click.Context(command, info_name=name.split()[-1]))
+        for name, command in every_command(looktwice)
+    }
     assert {"looktwice serve", "looktwice train estimate", "looktwice reference add"} <= set(helps)
     assert [name for name, text in helps.items() if "\\b" in text or "\b" in text] == []
 

@@ -285,6 +285,8 @@ def test_an_untied_head_is_written_under_the_hubs_name(tmp_path):
     (tmp_path / "out").mkdir()
     write_like(NANO, model, tmp_path / "out")
     assert "language_model.lm_head.weight" in load_file(tmp_path / "out" / "model.safetensors")
+    assert (NANO / "SHA256SUMS").exists()  # of weights that are not written
+    assert not (tmp_path / "out" / "SHA256SUMS").exists()
 
 
 @pytest.mark.parametrize(

@@ -251,10 +251,13 @@ def train_assistant(
 
 
 def write_like(folder: Path, model: LlavaOnevisionForConditionalGeneration, out: Path) -> Path:
-    """Write the model's weights and, unchanged, every other file of the folder it came from."""
+    """Write the model's weights and, unchanged, every other file of the folder it came from.
+
+    Its model card and its hashes are of other weights.
+    """
     for path in folder.iterdir():
         weights = any(path.match(pattern) for pattern in WEIGHT_FILES)
-        if path.is_file() and not (weights or path.name == "README.md"):
+        if path.is_file() and not (weights or path.name in ("README.md", "SHA256SUMS")):
             shutil.copyfile(path, out / path.name)
     section = json.loads((folder / "config.json").read_text()).get("anomaly_expert")
     if section is not None:
@@ -300,7 +303,13 @@ def write_like(folder: Path, model: LlavaOnevisionForConditionalGeneration, out:
     show_default=True,
     help="Rank of low-rank adapters in the language model; 0 trains all its weights.",
 )
-@click.option("--epochs", type=click.FloatRange(min=0), default=1.0, show_default=True)
+@click.option(
+    "--epochs",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="How often each conversation is seen.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Steps, instead of --epochs.")
 @click.option(
     "--batch",
@@ -338,8 +347,16 @@ def write_like(folder: Path, model: LlavaOnevisionForConditionalGeneration, out:
     is_flag=True,
     help="Compute activations twice instead of keeping them: less memory, a third more time.",
 )
-@click.option("--save-every", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--save-every",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Steps between checkpoints.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="Of order, adapters and which facts are told."
+)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def assistant(
     model: Path,

@@ -247,7 +247,13 @@ def measured_rate(side: int = 1024, seconds: float = 0.5) -> float:
 @click.option(
     "--lora", type=click.IntRange(min=0), default=0, show_default=True, help="Rank; 0: all weights."
 )
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Conversations at a time, of each process.",
+)
 @click.option("--checkpointing", is_flag=True, help="Compute activations twice.")
 @click.option(
     "--picture",
@@ -257,14 +263,26 @@ def measured_rate(side: int = 1024, seconds: float = 0.5) -> float:
     metavar="WIDTH HEIGHT",
     help="Pixels of a conversation's picture.",
 )
-@click.option("--text", type=click.IntRange(min=1), default=60, show_default=True)
+@click.option(
+    "--text",
+    type=click.IntRange(min=1),
+    default=60,
+    show_default=True,
+    help="Tokens of question and facts.",
+)
 @click.option(
     "--answer", type=click.IntRange(min=1), default=60, show_default=True, help="Tokens of answers."
 )
 @click.option(
     "--conversations", type=click.IntRange(min=1), default=1000, show_default=True, help="To train."
 )
-@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="That train together.",
+)
 @click.option(
     "--tflops",
     type=click.FloatRange(min=0, min_open=True),

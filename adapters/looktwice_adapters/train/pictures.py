@@ -183,7 +183,12 @@ def part_of(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 @click.command("pictures")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for the pictures.",
+)
 def pictures(out: Path) -> None:
     """Fetch the free pictures that the recipes train on, from Debian's packages by name."""
     try:
