@@ -104,7 +104,8 @@ def stitch(
     crops = significance[1:].unflatten(0, (rows, columns)).transpose(1, 2)  # (rows, h, columns, w)
     canvas = crops.flatten(2, 3).flatten(0, 1)
     place = placement(size, (columns * crop_size, rows * crop_size))
-    return (sample(significance[0], WHOLE, target) + sample(canvas, place, target)) / 2
+    mean = (sample(significance[0], WHOLE, target) + sample(canvas, place, target)) / 2
+    return mean.clamp(0, 1)  # the weights of four ones can add up to a rounding above one
 
 
 def position(x: float, y: float) -> Position:

@@ -21,17 +21,24 @@ def server_url(url: str | None = None) -> str:
         url: as the user gave it; else $LOOKTWICE_URL; else `DEFAULT_URL`. A bare
             http://host:port gets its /v1.
     """
-    chosen = (url or os.environ.get("LOOKTWICE_URL") or DEFAULT_URL).rstrip("/")
+    chosen = (url or os.environ.get("LOOKTWICE_URL") or DEFAULT_URL).strip().rstrip("/")
     if "://" not in chosen:
         chosen = f"http://{chosen}"
     return f"{chosen}/v1" if chosen.count("/") == 2 else chosen
 
 
 def server_key(api_key: str | None = None) -> str:
-    """The API key: as given, else $LOOKTWICE_API_KEY, else $OPENAI_API_KEY, else `NO_KEY`."""
+    """The API key: as given, else $LOOKTWICE_API_KEY, else $OPENAI_API_KEY, else `NO_KEY`.
+
+    Raises:
+        LookTwiceError: it cannot be sent.
+    """
     environ = os.environ
     chosen = api_key or environ.get("LOOKTWICE_API_KEY") or environ.get("OPENAI_API_KEY")
-    return chosen or NO_KEY
+    key = (chosen or NO_KEY).strip()  # a file's last line end comes along
+    if not (key.isascii() and key.isprintable()):
+        raise LookTwiceError("the API key has characters that no key has; set LOOKTWICE_API_KEY")
+    return key
 
 
 def host_and_port(host: str, port: int) -> str:

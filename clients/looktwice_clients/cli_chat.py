@@ -99,15 +99,16 @@ class Dialogue:
         """Print the answer while it is written, then the new pictures' facts; whether it came."""
         import openai
 
+        pieces = None
         try:
             pieces = self.conversation.stream(question)
-            try:
-                for piece in pieces:
-                    click.echo(printable(piece, keep="\n\t"), nl=False)
-            except KeyboardInterrupt:
+            for piece in pieces:
+                click.echo(printable(piece, keep="\n\t"), nl=False)
+        except KeyboardInterrupt:
+            if pieces is not None:  # else nothing was answered yet
                 pieces.close()
-                click.echo(" [stopped; this turn is forgotten]")
-                return False
+            click.echo(" [stopped; this turn is forgotten]")
+            return False
         except (LookTwiceError, openai.OpenAIError) as error:
             return _complain(error, self.url)
         click.echo()

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -183,11 +184,14 @@ def with_overlays(targets: list[Target], map_to: Path | None) -> list[Target]:
 def _files_in(folder: Path, targets: list[Target]) -> list[Path]:
     """A file name each: the picture's own, numbered where two pictures share it."""
     files: dict[Path, None] = {}  # in order
+    numbers: dict[str, Iterator[int]] = {}  # not yet tried, by stem
     for target in targets:
         stem = Path(target.path.rstrip("/").partition("?")[0]).stem or "picture"
-        names = (stem, *(f"{stem}-{number}" for number in range(2, len(targets) + 1)))
-        free = (folder / f"{name}.png" for name in names)
-        files[next(file for file in free if file not in files)] = None
+        file = folder / f"{stem}.png"
+        while file in files:
+            number = next(numbers.setdefault(stem, count(2)))
+            file = folder / f"{stem}-{number}.png"
+        files[file] = None
     return list(files)
 
 

@@ -138,15 +138,24 @@ class Conversation(_History):
         """Say `text`, with more pictures if any, and wait for the whole answer."""
         turn = self._next(text, images)
         with _readable():
-            completion = self._inspector.client.chat.completions.create(**turn.request)
-            answer = _answer(cast("ChatCompletion", completion))
+            answer = _answer(cast("ChatCompletion", self._ask(turn)))
         return self._remember(turn, answer)
 
     def stream(self, text: str, *images: ImageSource) -> AnswerStream:
         """Say `text`; iterate over the result for the pieces of the answer as they come."""
         turn = self._next(text, images)
-        chunks = self._inspector.client.chat.completions.create(**turn.request, stream=True)
+        chunks = self._ask(turn, stream=True)
         return AnswerStream(self, turn, cast("Stream[ChatCompletionChunk]", chunks))
+
+    def _ask(self, turn: _Turn, **how: bool) -> object:
+        create: Any = self._inspector.client.chat.completions.create
+        try:
+            return create(**turn.request, **how)
+        except Exception as error:
+            if not self._inspector.is_renamed(error):
+                raise
+        turn.request["model"] = self._inspector.model
+        return create(**turn.request, **how)
 
     def _next(self, text: str, images: tuple[ImageSource, ...]) -> _Turn:
         waiting = dict(self._waiting)
@@ -175,15 +184,24 @@ class AsyncConversation(_History):
         """Say `text`, with more pictures if any, and wait for the whole answer."""
         turn = await self._next(text, images)
         with _readable():
-            completion = await self._inspector.client.chat.completions.create(**turn.request)
-            answer = _answer(cast("ChatCompletion", completion))
+            answer = _answer(cast("ChatCompletion", await self._ask(turn)))
         return self._remember(turn, answer)
 
     async def stream(self, text: str, *images: ImageSource) -> AsyncAnswerStream:
         """Say `text`; iterate over the result for the pieces of the answer as they come."""
         turn = await self._next(text, images)
-        chunks = await self._inspector.client.chat.completions.create(**turn.request, stream=True)
+        chunks = await self._ask(turn, stream=True)
         return AsyncAnswerStream(self, turn, cast("AsyncStream[ChatCompletionChunk]", chunks))
+
+    async def _ask(self, turn: _Turn, **how: bool) -> object:
+        create: Any = self._inspector.client.chat.completions.create
+        try:
+            return await create(**turn.request, **how)
+        except Exception as error:
+            if not self._inspector.is_renamed(error):
+                raise
+        turn.request["model"] = await self._inspector.model()
+        return await create(**turn.request, **how)
 
     async def _next(self, text: str, images: tuple[ImageSource, ...]) -> _Turn:
         waiting = dict(self._waiting)
@@ -224,10 +242,12 @@ class _Pieces:
     def _add(self, chunk: ChatCompletionChunk) -> str:
         self._extra |= chunk.model_extra or {}
         self._model = chunk.model or self._model
-        if not chunk.choices:
+        # Of several answers (`n`) the first is the conversation's, as in `send`.
+        choice = next((one for one in chunk.choices if one.index == 0), None)
+        if choice is None:
             return ""
-        self._finish_reason = chunk.choices[0].finish_reason or self._finish_reason
-        piece = chunk.choices[0].delta.content or ""
+        self._finish_reason = choice.finish_reason or self._finish_reason
+        piece = choice.delta.content or ""
         self._text.append(piece)
         return piece
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.request import Request, urlopen
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from looktwice_clients.errors import ImageError
 
@@ -43,6 +43,16 @@ _AS_IT_IS = {
 # Formats with a signature of their own; none of Pillow's that start another program (EPS).
 _FORMATS = {*_AS_IT_IS, "AVIF", "JPEG2000", "PPM"}
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+# How a picture is turned upright, by its EXIF orientation (1 is upright).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
@@ -80,7 +90,7 @@ def open_picture(image: ImageSource) -> Image.Image:
     if not isinstance(image, Image.Image):
         image = _decoded(read(image), name)
     with _readable(name):
-        upright = ImageOps.exif_transpose(image)
+        upright = _upright(image)
         if upright.mode.startswith("I") or upright.mode == "F":
             upright = _stretched(upright)
         if upright.mode in ("LA", "PA", "P", "RGBA", "La", "RGBa"):
@@ -226,7 +236,7 @@ def _decoded(content: bytes, name: str) -> Image.Image:
 def _as_png(picture: Image.Image) -> bytes:
     """Lossless PNG, upright; modes that PNG has no word for become RGB, RGBA or 16 bit grey."""
     with _readable(name_of(picture)):
-        picture = ImageOps.exif_transpose(picture)
+        picture = _upright(picture)
         if picture.mode == "F" or (picture.mode == "I" and not _fits_16_bits(picture)):
             raise ImageError(
                 f"{name_of(picture)}: mode {picture.mode} has no scale; make it 8 or 16 bit"
@@ -242,6 +252,21 @@ def _as_png(picture: Image.Image) -> bytes:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         return buffer.getvalue()
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says, as the server turns it.
+
+    Pillow's own `exif_transpose` writes the EXIF again, and raises where any other tag is odd.
+    """
+    picture.load()  # a PNG's EXIF may stand behind its pixels
+    try:
+        turn = _UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's reader reports broken EXIF by whatever went wrong in it
+        turn = None
+    upright = picture.copy() if turn is None else picture.transpose(turn)
+    upright.info.pop("exif", None)  # whoever reads the orientation there would turn it once more
+    return upright
 
 
 def _fits_16_bits(picture: Image.Image) -> bool:

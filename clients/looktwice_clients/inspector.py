@@ -67,7 +67,7 @@ class Inspector:
         from openai import OpenAI
 
         self.url = server_url(url)
-        self._model = model
+        self._model, self._named = model, model is not None
         self._many: WeakSet[Generator[Any, None, None]] = WeakSet()
         self.client: OpenAI = OpenAI(
             base_url=self.url,
@@ -84,6 +84,13 @@ class Inspector:
         if self._model is None:
             self._model = model_names(self.client.get("/models", cast_to=object))[0]
         return self._model
+
+    def is_renamed(self, error: Exception) -> bool:
+        """Whether the model that was asked for is not served any more; it is asked for again."""
+        if self._named or not is_unknown_model(error):
+            return False
+        self._model = None
+        return True
 
     def inspect(
         self, image: ImageSource, reference: str | None = None, map: bool = True
@@ -252,7 +259,7 @@ class AsyncInspector:
         from openai import AsyncOpenAI
 
         self.url = server_url(url)
-        self._model = model
+        self._model, self._named = model, model is not None
         self.client: AsyncOpenAI = AsyncOpenAI(
             base_url=self.url,
             api_key=server_key(api_key),
@@ -267,6 +274,13 @@ class AsyncInspector:
         if self._model is None:
             self._model = model_names(await self.client.get("/models", cast_to=object))[0]
         return self._model
+
+    def is_renamed(self, error: Exception) -> bool:
+        """Whether the model that was asked for is not served any more; it is asked for again."""
+        if self._named or not is_unknown_model(error):
+            return False
+        self._model = None
+        return True
 
     async def inspect(
         self, image: ImageSource, reference: str | None = None, map: bool = True
@@ -406,6 +420,13 @@ class _Models(BaseModel):
     """The envelope of `GET /v1/models`."""
 
     data: list[_Model]
+
+
+def is_unknown_model(error: Exception) -> bool:
+    """Whether the server answered that it serves no model of the name that it was given."""
+    from openai import NotFoundError
+
+    return isinstance(error, NotFoundError) and error.param == "model"
 
 
 def model_names(reply: object) -> list[str]:

@@ -54,7 +54,8 @@ class ChatLookTwice(ChatOpenAI):
             chunk, default_chunk_class, base_generation_info
         )
         if generation is not None:
-            _keep(chunk, generation.message.response_metadata)
+            # With `response_format` the SDK's events come, which hold the chunk.
+            _keep(chunk.get("chunk") or chunk, generation.message.response_metadata)
         return generation
 
 

@@ -217,6 +217,9 @@ class Inspections:
             if "broken_reference" in record:
                 self._fail(one, _outdated())
                 continue
+            if "failed" in record:
+                self._fail(one, ExpertUnavailable(record["failed"]))
+                continue
             finding = await asyncio.to_thread(self._find, one.crops, record)
             self._known[one.crops.mm_hash] = finding
             self._waiting.pop(one.crops.mm_hash)

@@ -38,7 +38,7 @@ from looktwice_server.errors import (
     request_error_response,
 )
 from looktwice_server.inspections import Crops, Finding, Inspections, together
-from looktwice_server.reference_store import ReferenceStore, checked_name
+from looktwice_server.reference_store import GRACE_SECONDS, ReferenceStore, checked_name
 from looktwice_server.references import References, in_base64
 from looktwice_server.schemas import (
     Inspection,
@@ -157,6 +157,8 @@ async def delete_reference(name: str, raw_request: Request) -> ReferenceDeleted:
     """Delete a reference; requests under way with it end with it."""
     store = raw_request.app.state.looktwice.references.store
     await asyncio.to_thread(store.remove, name)
+    loop = asyncio.get_running_loop()
+    loop.call_later(GRACE_SECONDS + 1, loop.run_in_executor, None, store.clean)
     return ReferenceDeleted(name=name)
 
 
@@ -282,5 +284,7 @@ class InspectionRoutes:
         # Maps and crops are small: a second thread only waits for the core on which the worker is.
         torch.set_num_threads(1)
         state.looktwice = LookTwice(engine_client, state.openai_serving_chat, served())
+        # What lost its name before the last end, whose hour nobody waited for.
+        asyncio.get_running_loop().run_in_executor(None, state.looktwice.references.store.clean)
         # Batches from files (vLLM's run-batch) ask the handler in the state.
         state.openai_serving_chat = state.looktwice.chat

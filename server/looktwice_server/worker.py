@@ -29,19 +29,21 @@ class InspectionWorker:
 
         Returns:
             A record of each image, or one sentence that says why there is none. The record of an
-            image whose reference cannot be read holds `broken_reference`.
+            image whose reference is broken or gone holds `broken_reference`; where it only cannot
+            be read now, `failed` with the reason.
         """
         model = self.model_runner.get_model()
         try:
-            broken, references = [], []
+            unread: dict[Any, dict[str, Any]] = {}
+            references = []
             for image in images:
                 try:
                     version = image["reference"]
                     references.append(version and model.references.get(version))
-                except Exception:
+                except Exception as error:
                     logger.exception("reference version %s cannot be read", image["reference"])
-                    broken.append(image["key"])
-            whole = [image for image in images if image["key"] not in broken]
+                    unread[image["key"]] = _unread(error)
+            whole = [image for image in images if image["key"] not in unread]
             encoded = model.encode(
                 [self._on_device(image) for image in whole],
                 [image["size"] for image in whole],
@@ -51,7 +53,8 @@ class InspectionWorker:
                 image["key"]: model.inspect(image["key"], result)
                 for image, result in zip(whole, encoded, strict=True)
             }
-            return [records.get(image["key"], {"broken_reference": True}) for image in images]
+            records |= unread
+            return [records[image["key"]] for image in images]
         except Exception as error:
             return _reason(error, len(images))
 
@@ -87,6 +90,14 @@ class InspectionWorker:
     def _on_device(self, image: dict[str, Any]) -> Tensor:
         """The crops of an image where the model is."""
         return _tensor(image).to(self.model_runner.get_model().image_newline.device)
+
+
+def _unread(error: Exception) -> dict[str, Any]:
+    """The record of an image whose reference could not be had."""
+    gone = isinstance(error, FileNotFoundError)
+    if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and not gone):
+        return {"failed": "the reference cannot be read now; try again later"}
+    return {"broken_reference": True}
 
 
 def _half(tokens: Tensor) -> tuple[list[int], bytes]:

@@ -108,6 +108,11 @@ def test_flat_significance_gives_the_same_flat_map():
     torch.testing.assert_close(found, torch.full((200, 300), 0.37))
 
 
+def test_a_map_of_ones_stays_within_one_at_every_size():
+    for width, height in ((246, 224), (943, 453), (1490, 744)):  # of weights that round upwards
+        assert stitch(torch.ones(3, 14, 14), (1, 2), (width, height), 224).max() == 1
+
+
 def test_base_view_and_grid_of_crops_count_half_each():
     significance = torch.zeros(3, 4, 4)
     significance[0] = 0.5

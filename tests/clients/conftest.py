@@ -200,6 +200,8 @@ class WireHandler(BaseHTTPRequestHandler):
         parts = [part for content in contents for part in content]
         urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         question = contents[-1][-1]["text"]
+        if body["model"] == "gone":
+            raise RefusedError(404, "the model 'gone' does not exist", "model")
         if question == "fail":
             raise RefusedError(400, "the prompt is longer than the context")
         asked = body.get("inspection", {})
@@ -209,13 +211,13 @@ class WireHandler(BaseHTTPRequestHandler):
             words = self.server.words or filled(body["response_format"]["json_schema"]["schema"])
         extra = {"inspections": inspections} if self.server.looktwice else {}
         if body.get("stream"):
-            self._stream(words, extra)
+            self._stream(words, extra, body.get("n", 1))
             return
         message = {"role": "assistant", "content": words}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
         self._json(200, self._completion("chat.completion", [choice]) | extra)
 
-    def _stream(self, words: str, extra: dict[str, Any]) -> None:
+    def _stream(self, words: str, extra: dict[str, Any], answers: int) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
@@ -224,9 +226,12 @@ class WireHandler(BaseHTTPRequestHandler):
         for position, word in enumerate(pieces):
             last = position == len(pieces) - 1
             delta = {"content": word if last else f"{word} "}
-            choice = {"index": 0, "delta": delta, "finish_reason": "stop" if last else None}
-            chunk = self._completion("chat.completion.chunk", [choice]) | (extra if last else {})
-            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            delta |= {} if position else {"role": "assistant"}
+            for index in range(answers):  # in turn, as vLLM writes several
+                choice = {"index": index, "delta": delta, "finish_reason": "stop" if last else None}
+                chunk = self._completion("chat.completion.chunk", [choice])
+                chunk |= extra if last and index == answers - 1 else {}
+                self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
             self.wfile.flush()
             self.server.speak.wait(300)
         usage = self._completion("chat.completion.chunk", [])

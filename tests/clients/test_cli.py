@@ -14,6 +14,7 @@ from PIL import Image
 from looktwice_clients import cli
 from looktwice_clients.cli import COMMANDS, CommandEntry, missing_extra, run
 from looktwice_clients.cli_inspect import Target, _files_in
+from looktwice_clients.conversation import Conversation
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -332,6 +333,22 @@ def test_chat_goes_on_after_a_failed_turn_and_says_so_at_the_end(
         "looktwice: no command /tea; /help lists them",
         "looktwice: the prompt is longer than the context (HTTP 400)",
     ]
+
+
+def test_ctrl_c_before_the_first_word_ends_the_turn_and_not_the_talk(
+    wire: Any, parts: Path, looktwice: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Conversation.stream
+
+    def stopped(self: Conversation, text: str) -> Any:
+        if text == "one":
+            raise KeyboardInterrupt
+        return stream(self, text)
+
+    monkeypatch.setattr(Conversation, "stream", stopped)
+    _, out, _ = looktwice("chat", str(parts / "a.png"), stdin="one\ntwo\n")
+    assert out.splitlines()[0] == " [stopped; this turn is forgotten]"
+    assert "two 1 pictures, 1 messages." in out
 
 
 def test_chat_refuses_a_first_picture_that_is_none(

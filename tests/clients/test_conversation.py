@@ -207,3 +207,45 @@ def test_the_model_is_asked_for_once_or_named(wire: Any) -> None:
     with Inspector(model="named") as inspector:
         inspector.ask(red(1), "?")
     assert wire.requests[-1][1]["model"] == "named"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_server_that_serves_another_model_now_is_asked_for_its_name_again(
+    wire: Any, streamed: bool
+) -> None:
+    wire.model = "gone"
+    with Inspector() as inspector:
+        assert inspector.model == "gone"
+        wire.model = "looktwice-test"
+        chat = inspector.chat(red(1))
+        words = "".join(chat.stream("?")) if streamed else chat.send("?").text
+    assert words == "? 1 pictures, 1 messages."
+    assert [body["model"] for _, body in wire.requests] == ["gone", "looktwice-test"]
+
+
+def test_an_async_conversation_asks_for_the_name_again_too(wire: Any) -> None:
+    async def run() -> list[str]:
+        wire.model = "gone"
+        async with AsyncInspector() as inspector:
+            await inspector.model()
+            wire.model = "looktwice-test"
+            answer = await inspector.ask(red(1), "?")
+            inspector._model = "gone"
+            pieces = await inspector.chat(red(1)).stream("?")
+            return [answer.text, "".join([piece async for piece in pieces])]
+
+    assert asyncio.run(run()) == ["? 1 pictures, 1 messages."] * 2
+
+
+def test_a_model_that_was_named_is_not_replaced(wire: Any) -> None:
+    with Inspector(model="gone") as inspector, pytest.raises(openai.NotFoundError, match="gone"):
+        inspector.ask(red(1), "?")
+
+
+def test_of_several_streamed_answers_the_first_is_the_conversations(wire: Any) -> None:
+    with Inspector() as inspector:
+        pieces = inspector.chat(red(1), n=2, temperature=1).stream("Any defect?")
+        words = "".join(pieces)
+    assert words == pieces.answer.text == "Any defect? 1 pictures, 1 messages."
+    assert pieces.answer.finish_reason == "stop"
+    assert len(pieces.answer.inspections) == 1

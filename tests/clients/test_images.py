@@ -1,5 +1,6 @@
 import base64
 import io
+import struct
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -197,6 +198,21 @@ def test_exif_rotation_is_honoured_where_the_picture_is_drawn() -> None:
     assert content(to_wire(turned)) == turned
     opened = Image.open(io.BytesIO(turned))
     assert Image.open(io.BytesIO(content(to_wire(opened)))).size == (30, 40)
+
+
+@pytest.mark.parametrize("kind", [2, 6])  # a text, a signed byte: no resolution
+def test_odd_exif_does_not_keep_a_picture_from_being_drawn_upright(kind: int) -> None:
+    turned = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    odd = struct.pack("<HHI4s", 0x011A, kind, 4, b"abc\xff")
+    directory = struct.pack("<H", 2) + turned + odd + struct.pack("<I", 0)
+    exif = b"Exif\0\0" + struct.pack("<2sHI", b"II", 42, 8) + directory
+    data = encoded(PICTURE, "JPEG", exif=exif)
+    assert open_picture(data).size == (30, 40)
+    opened = Image.open(io.BytesIO(data))
+    sent = Image.open(io.BytesIO(content(to_wire(opened))))
+    assert sent.size == (30, 40)
+    assert 0x0112 not in sent.getexif()
+    assert 0x0112 in opened.getexif()  # the caller's picture is as it was
 
 
 def test_a_16_bit_picture_is_drawn_from_black_to_white() -> None:

@@ -10,7 +10,13 @@ import openai
 import pytest
 from PIL import Image
 
-from looktwice_clients import AsyncInspector, ImageError, Inspector, ReplyError
+from looktwice_clients import (
+    AsyncInspector,
+    ImageError,
+    Inspector,
+    LookTwiceError,
+    ReplyError,
+)
 
 
 def red(level: int) -> Image.Image:
@@ -285,3 +291,20 @@ def test_the_address_is_option_else_environment_else_this_machine(
     with Inspector(given) as inspector:
         assert inspector.url == url
         assert str(inspector.client.base_url).rstrip("/") == url
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " "])
+def test_a_key_or_address_with_a_line_end_is_the_same(
+    wire: Any, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    wire.key = "secret"
+    monkeypatch.setenv("LOOKTWICE_API_KEY", "secret" + end)
+    monkeypatch.setenv("LOOKTWICE_URL", wire.url + end)
+    with Inspector(max_retries=0) as inspector:
+        assert inspector.inspect(red(1)).verdict == "normal"
+
+
+@pytest.mark.parametrize("key", ["gehe\u00efm", "two\nlines"])
+def test_a_key_that_cannot_be_sent_is_one_line(key: str) -> None:
+    with pytest.raises(LookTwiceError, match="the API key has characters that no key has"):
+        Inspector(api_key=key)

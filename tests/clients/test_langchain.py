@@ -198,6 +198,17 @@ def test_a_streamed_answer_keeps_its_inspections(wire: Any) -> None:
         assert [one["score"] for one in whole.response_metadata["inspections"]] == [0.8]
 
 
+def test_a_streamed_answer_in_fields_keeps_its_inspections_too(wire: Any) -> None:
+    wire.words = '{"summary": "fine"}'
+    chat = ChatLookTwice(model="looktwice-test")
+    schema = {"type": "object", "properties": {"summary": {"type": "string", "minLength": 1}}}
+    described = {"name": "words", "schema": schema}
+    asked = {"type": "json_schema", "json_schema": described}
+    chunks = list(chat.stream([picture_message(204)], response_format=asked))
+    whole = sum(chunks[1:], chunks[0])
+    assert [one["score"] for one in whole.response_metadata["inspections"]] == [0.8]
+
+
 def test_a_server_without_inspections_gives_an_ordinary_answer(wire: Any) -> None:
     wire.looktwice = False
     answer = ChatLookTwice(model="looktwice-test").invoke([picture_message(204)])

@@ -310,3 +310,23 @@ def test_embedding_cache_passes_over_what_is_larger_than_itself():
     assert cache.get(b"large") is None
     cache.put(b"small", torch.zeros(10))
     assert cache.get(b"small") is not None
+
+
+def test_a_reference_that_cannot_be_read_now_fails_its_own_picture_alone(worker):
+    record = worker.record
+
+    def unread(image):
+        return {"failed": "try again later"} if number_in(image) == 1 else record(image)
+
+    worker.record = unread
+
+    async def run():
+        asker = inspections(worker)
+        return await asyncio.gather(
+            *(asker.inspect(numbered(i)) for i in (1, 2)), return_exceptions=True
+        )
+
+    failed, found = asyncio.run(run())
+    assert isinstance(failed, ExpertUnavailable)
+    assert str(failed) == "try again later"
+    assert found.score == 0.02

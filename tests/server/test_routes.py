@@ -1,11 +1,14 @@
 """Routes: what is on the list is served, every other one of vLLM's answers 404."""
 
+import asyncio
 import re
+from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
 from starlette.routing import BaseRoute
 
+from looktwice_server import routes
 from looktwice_server.routes import SERVED
 from tests.server.bad_input_table import QUESTION
 from tests.server.wire import CHAT, INSPECTIONS, Sent, ask, good_uri, image, user
@@ -75,3 +78,20 @@ def test_no_other_route_that_is_served_takes_a_picture(server: Server) -> None:
 @pytest.mark.parametrize("path", ["/v1/chat/completions/", "/v1/../v1/responses", "//v1/responses"])
 def test_a_path_spelled_otherwise_opens_nothing(server: Server, path: str) -> None:
     assert ask(server, Sent(path, BODY)).status in (307, 404)
+
+
+def test_a_removed_references_file_is_cleaned_away_when_its_hour_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(routes, "GRACE_SECONDS", -1)
+    done: list[str] = []
+    store = SimpleNamespace(remove=done.append, clean=lambda: done.append("cleaned"))
+    looktwice = SimpleNamespace(references=SimpleNamespace(store=store))
+    request = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(looktwice=looktwice)))
+
+    async def run() -> None:
+        await routes.delete_reference("bottle", request)
+        await asyncio.sleep(0.2)
+
+    asyncio.run(run())
+    assert done == ["bottle", "cleaned"]

@@ -169,7 +169,7 @@ def _conversation(station: Station, session: gr.State) -> tuple[gr.Chatbot, Depe
         trigger_mode="always_last",  # what is asked while an answer is written comes after it
         **QUIET,
     )
-    talk.clear(station.forget, session, said, **QUIET)
+    talk.clear(station.forget, session, said, cancels=[asking], **QUIET)
     return talk, asking
 
 

@@ -123,9 +123,12 @@ class Station:
             return
         answer = {"role": "assistant", "content": ""}
         talk = [*session.talk, {"role": "user", "content": question}, answer]
+        conversation = session.conversation
         yield "", talk, ""
         try:
-            async for piece in await session.conversation.stream(question):
+            async for piece in await conversation.stream(question):
+                if session.conversation is not conversation:  # the talk was cleared meanwhile
+                    return
                 answer["content"] += printable(piece, keep="\n\t")
                 yield "", talk, gr.skip()
         except (LookTwiceError, openai.OpenAIError) as error:
@@ -134,8 +137,9 @@ class Station:
                 sorry = self.words("chat.removed", product=session.row.product)
             yield self.problem(sorry), session.talk, question
         else:
-            session.talk = talk
-            yield self._agreement(session), gr.skip(), gr.skip()
+            if session.conversation is conversation:
+                session.talk = talk
+                yield self._agreement(session), gr.skip(), gr.skip()
 
     def _agreement(self, session: Session) -> str:
         """The notice where the last answer's facts are not those of the page; else "".

@@ -190,6 +190,18 @@ def test_a_cleared_talk_begins_anew_about_the_same_picture(play, scratched):
     assert play(act)[1][-1]["content"] == "Two? 1 pictures, 1 messages."
 
 
+def test_a_talk_that_is_cleared_while_an_answer_is_written_stays_clear(play, scratched):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        asking = station.ask("one two three", session)
+        _, piece = [await anext(asking) for _ in range(2)]
+        await station.forget(session)
+        rest = [step async for step in asking]
+        return piece[1][-1]["content"], rest, session.talk, session.conversation.messages
+
+    assert play(act) == ("one ", [], [], [])
+
+
 def test_a_question_that_fails_stays_to_be_asked_again(play, scratched):
     async def act(station):
         session = (await inspected(station, scratched))[3]
