@@ -1,4 +1,7 @@
-"""Where the server is, the key to it, how long to wait: option, else environment, else default."""
+"""Where the server is, the key to it, how long to wait: option, else environment, else default.
+
+And where what these clients serve themselves, chatbot and MCP, can listen.
+"""
 
 import os
 import socket

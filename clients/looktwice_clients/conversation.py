@@ -152,7 +152,7 @@ class Conversation(_History):
         try:
             return create(**turn.request, **how)
         except Exception as error:
-            if not self._inspector.is_renamed(error):
+            if not self._inspector.forget_model(error):
                 raise
         turn.request["model"] = self._inspector.model
         return create(**turn.request, **how)
@@ -198,7 +198,7 @@ class AsyncConversation(_History):
         try:
             return await create(**turn.request, **how)
         except Exception as error:
-            if not self._inspector.is_renamed(error):
+            if not self._inspector.forget_model(error):
                 raise
         turn.request["model"] = await self._inspector.model()
         return await create(**turn.request, **how)

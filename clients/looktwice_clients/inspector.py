@@ -38,7 +38,27 @@ BAR_DELAY = 2.0
 """Seconds that many pictures may take before a progress bar is shown."""
 
 
-class Inspector:
+class _AnsweringModel:
+    """The name of the model that answers questions: as given, else the server's first."""
+
+    def __init__(self, model: str | None) -> None:
+        self._model, self._given = model, model is not None
+
+    def forget_model(self, error: Exception) -> bool:
+        """Forget a name that `error` says is not served any more; False: it says something else.
+
+        A name that was given stays.
+        """
+        from openai import NotFoundError
+
+        unknown = isinstance(error, NotFoundError) and error.param == "model"
+        if self._given or not unknown:
+            return False
+        self._model = None
+        return True
+
+
+class Inspector(_AnsweringModel):
     """A LookTwice server, for programs that wait for its answers.
 
     Safe to share between threads. Use it as a context manager, or call `close`.
@@ -67,7 +87,7 @@ class Inspector:
         from openai import OpenAI
 
         self.url = server_url(url)
-        self._model, self._named = model, model is not None
+        super().__init__(model)
         self._many: WeakSet[Generator[Any, None, None]] = WeakSet()
         self.client: OpenAI = OpenAI(
             base_url=self.url,
@@ -84,13 +104,6 @@ class Inspector:
         if self._model is None:
             self._model = model_names(self.client.get("/models", cast_to=object))[0]
         return self._model
-
-    def is_renamed(self, error: Exception) -> bool:
-        """Whether the model that was asked for is not served any more; it is asked for again."""
-        if self._named or not is_unknown_model(error):
-            return False
-        self._model = None
-        return True
 
     def inspect(
         self, image: ImageSource, reference: str | None = None, map: bool = True
@@ -242,7 +255,7 @@ class Inspector:
         self.close()
 
 
-class AsyncInspector:
+class AsyncInspector(_AnsweringModel):
     """A LookTwice server, for programs with an event loop; the methods are those of `Inspector`."""
 
     def __init__(
@@ -259,7 +272,7 @@ class AsyncInspector:
         from openai import AsyncOpenAI
 
         self.url = server_url(url)
-        self._model, self._named = model, model is not None
+        super().__init__(model)
         self.client: AsyncOpenAI = AsyncOpenAI(
             base_url=self.url,
             api_key=server_key(api_key),
@@ -274,13 +287,6 @@ class AsyncInspector:
         if self._model is None:
             self._model = model_names(await self.client.get("/models", cast_to=object))[0]
         return self._model
-
-    def is_renamed(self, error: Exception) -> bool:
-        """Whether the model that was asked for is not served any more; it is asked for again."""
-        if self._named or not is_unknown_model(error):
-            return False
-        self._model = None
-        return True
 
     async def inspect(
         self, image: ImageSource, reference: str | None = None, map: bool = True
@@ -420,13 +426,6 @@ class _Models(BaseModel):
     """The envelope of `GET /v1/models`."""
 
     data: list[_Model]
-
-
-def is_unknown_model(error: Exception) -> bool:
-    """Whether the server answered that it serves no model of the name that it was given."""
-    from openai import NotFoundError
-
-    return isinstance(error, NotFoundError) and error.param == "model"
 
 
 def model_names(reply: object) -> list[str]:

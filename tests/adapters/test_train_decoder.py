@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from looktwice_adapters.anomalygpt import AnomalyGPT, AnomalyGPTConfig
 from looktwice_adapters.detector import Detector
 from looktwice_adapters.scenes import PictureLibrary
+from looktwice_adapters.towers import TowerConfig
 from looktwice_adapters.train import decoder as training
 from looktwice_adapters.train import lessons as lesson_files
 from looktwice_adapters.train.decoder import (
@@ -195,3 +197,14 @@ def test_what_cannot_train_is_said_in_one_line(tmp_path, flags, says):
     result = CliRunner().invoke(training.decoder, arguments)
     assert result.exit_code == 1
     assert says in result.output.splitlines()[-1]
+
+
+def test_an_expert_on_the_language_models_tower_is_refused_before_lessons(tmp_path, monkeypatch):
+    published = SimpleNamespace(expert=SimpleNamespace(config=SimpleNamespace(tower=TowerConfig())))
+    monkeypatch.setattr(training, "open_clip_encoder", lambda *_: None)
+    monkeypatch.setattr(training, "text_features", lambda _: torch.zeros(2, 4))
+    monkeypatch.setattr(Detector, "from_folder", lambda _: published)
+    ended = CliRunner().invoke(training.decoder, ["--out", str(tmp_path / "out")])
+    assert ended.exit_code == 1
+    assert "looks through the language model's tower" in ended.output
+    assert not (tmp_path / "out").exists()
