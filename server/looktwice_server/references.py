@@ -6,6 +6,7 @@ that making one stops nobody's answer.
 
 import asyncio
 import base64
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -28,7 +29,7 @@ from looktwice_server.errors import (
     naming,
 )
 from looktwice_server.inspections import Crops, Inspections, payload
-from looktwice_server.reference_store import ReferenceStore
+from looktwice_server.reference_store import GRACE_SECONDS, ReferenceStore
 from looktwice_server.schemas import Reference, ReferenceRequest, ReferenceVersion
 from looktwice_server.settings import Settings
 
@@ -37,6 +38,8 @@ REMEMBERED = 64  # references made of a conversation's own pictures
 INLINE_RATE = 0.05  # false alarms asked of those
 
 Fetch = Callable[[str], Awaitable[Crops]]
+
+logger = logging.getLogger(__name__)
 
 
 class Seen(NamedTuple):
@@ -193,6 +196,15 @@ class References:
         """Make a conversation's reference anew when it is asked for next: its file is broken."""
         for key in [key for key, made in self._inline.items() if made.version == broken.version]:
             del self._inline[key]
+
+    async def keep_clean(self) -> None:
+        """Clean the store now and every hour: what lost its name must not wait for a request."""
+        while True:
+            try:
+                await asyncio.to_thread(self.store.clean)
+            except OSError:
+                logger.exception("the references' folder could not be cleaned")
+            await asyncio.sleep(GRACE_SECONDS)
 
     async def _see(
         self, groups: dict[str, list[str]], fetch: Fetch, *, turned: bool

@@ -7,6 +7,7 @@ pass the checks by; it answers 404.
 import asyncio
 from argparse import Namespace
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import starmap
 from typing import Any
 
@@ -38,7 +39,7 @@ from looktwice_server.errors import (
     request_error_response,
 )
 from looktwice_server.inspections import Crops, Finding, Inspections, together
-from looktwice_server.reference_store import GRACE_SECONDS, ReferenceStore, checked_name
+from looktwice_server.reference_store import ReferenceStore, checked_name
 from looktwice_server.references import References, in_base64
 from looktwice_server.schemas import (
     Inspection,
@@ -155,10 +156,7 @@ async def get_reference(name: str, raw_request: Request, thumbnails: bool = Fals
 @router.delete("/v1/references/{name}")
 async def delete_reference(name: str, raw_request: Request) -> ReferenceDeleted:
     """Delete a reference; requests under way with it end with it."""
-    store = raw_request.app.state.looktwice.references.store
-    await asyncio.to_thread(store.remove, name)
-    loop = asyncio.get_running_loop()
-    loop.call_later(GRACE_SECONDS + 1, loop.run_in_executor, None, store.clean)
+    await asyncio.to_thread(raw_request.app.state.looktwice.references.store.remove, name)
     return ReferenceDeleted(name=name)
 
 
@@ -261,6 +259,17 @@ class LookTwice:
         )
 
 
+def stay_alone() -> None:
+    """Let torch work in this thread alone, for as long as it lives.
+
+    Maps are small: a second thread only waits for the core on which the worker is. The number is
+    read when a thread first asks for it, and would be that of the process, which vLLM's renderer
+    puts back with every request.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
 class InspectionRoutes:
     """The endpoint plugin that vLLM loads by its name in VLLM_PLUGINS."""
 
@@ -281,10 +290,9 @@ class InspectionRoutes:
     ) -> None:
         """Prepare what the routes share."""
         assert engine_client is not None  # given for every task but `render`
-        # Maps and crops are small: a second thread only waits for the core on which the worker is.
-        torch.set_num_threads(1)
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(initializer=stay_alone))
         state.looktwice = LookTwice(engine_client, state.openai_serving_chat, served())
-        # What lost its name before the last end, whose hour nobody waited for.
-        asyncio.get_running_loop().run_in_executor(None, state.looktwice.references.store.clean)
+        state.cleaning = loop.create_task(state.looktwice.references.keep_clean())
         # Batches from files (vLLM's run-batch) ask the handler in the state.
         state.openai_serving_chat = state.looktwice.chat

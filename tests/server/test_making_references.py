@@ -102,3 +102,28 @@ def test_the_default_memory_holds_what_five_percent_needs_of_large_pictures():
     assert (rows, columns) == (4, 5)
     tokens = (1 + rows * columns) * 729 * 4 * 1152 * 2  # bytes, in half precision
     assert 19 * tokens <= Settings().reference_tokens_mb * 2**20
+
+
+def test_the_store_is_cleaned_every_hour_whatever_befalls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("looktwice_server.references.GRACE_SECONDS", 0.01)
+    made = references(tmp_path)
+    calls = iter([None, OSError("the disk does not answer"), None])
+    done = asyncio.Event()
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+
+        def clean() -> None:
+            if isinstance(error := next(calls, done), OSError):
+                raise error
+            if error is done:
+                loop.call_soon_threadsafe(done.set)
+
+        monkeypatch.setattr(made.store, "clean", clean)
+        task = asyncio.create_task(made.keep_clean())
+        await asyncio.wait_for(done.wait(), 10)
+        task.cancel()
+
+    asyncio.run(run())
