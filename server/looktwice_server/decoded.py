@@ -5,6 +5,8 @@ processor cuts them.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import Self
 
@@ -27,6 +29,9 @@ class DecodedPictures:
         self._pixels = 0
         self._places = places
         self._turn = asyncio.Lock()
+        self._fetches = 0
+        self._fetched = asyncio.Event()
+        self._fetched.set()
         self._holding = self._over = False
         self._before: Token[DecodedPictures | None] | None = None
 
@@ -47,8 +52,22 @@ class DecodedPictures:
         self._over = True
         self._leave()
 
+    @contextmanager
+    def fetching(self) -> Iterator[None]:
+        """One of the request's pictures is on its way: a slow camera keeps no place meanwhile."""
+        self._fetches += 1
+        self._fetched.clear()
+        try:
+            yield
+        finally:
+            self._fetches -= 1
+            if not self._fetches:
+                self._fetched.set()
+
     async def wait(self) -> None:
         """Wait until this request may decode; at its first picture only."""
+        await asyncio.sleep(0)  # those that are to be fetched begin
+        await self._fetched.wait()
         async with self._turn:
             if not self._holding:
                 await self._places.acquire()

@@ -8,6 +8,7 @@ RequestError (400)
 ├── BodyTooLarge (413)          more bytes than the server takes
 ├── UnsupportedMediaType (415)  the body is not said to be JSON
 ├── ExpertUnavailable (503)     the worker could not inspect now
+├── ReferenceUnavailable (503)  the references' folder cannot be read now
 └── StoreFull (507)             the references' disk or list is full
 SettingsError                 the server cannot start like this
 """
@@ -87,6 +88,12 @@ class UnsupportedMediaType(RequestError):  # noqa: N818
 
 class ExpertUnavailable(RequestError):  # noqa: N818
     """The worker could not inspect the picture, for a reason of its own (out of memory)."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class ReferenceUnavailable(RequestError):  # noqa: N818
+    """The reference cannot be read now; it is neither unknown nor broken."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
 

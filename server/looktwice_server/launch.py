@@ -229,7 +229,7 @@ def configure(args: Namespace, expert: Path | None, settings: Settings) -> None:
     # inspected in between, and a request that ends there would leave the two caches apart.
     args.mm_processor_cache_gb = 0
     if args.served_model_name is None and Path(model).is_dir():
-        args.served_model_name = [f"looktwice-{Path(model).name}"]
+        args.served_model_name = [f"looktwice-{Path(model).resolve().name}"]
 
 
 def expert_section(model: str, expert: Path | None, revision: str | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import ipaddress
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from io import BytesIO
 from typing import TypeVar
 
@@ -289,7 +290,10 @@ class PictureConnector(MediaConnector):
                 f"a picture comes as a data URI or an http(s) URL, not as {image_url[:40]!r}"
             )
         allowed = frozenset(map(str.lower, self.allowed_media_domains))
-        return await _decoded(decode, await fetch(image_url, allowed, settings), settings)
+        others = DecodedPictures.current()
+        with nullcontext() if others is None else others.fetching():
+            data = await fetch(image_url, allowed, settings)
+        return await _decoded(decode, data, settings)
 
     def fetch_image(self, image_url: str, *, image_mode: str | None = "RGB") -> Image.Image:
         """The same from code that does not run in an event loop."""

@@ -16,6 +16,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ import torch
 from looktwice_adapters import few_shot
 from looktwice_server.errors import (
     ReferenceOutdated,
+    ReferenceUnavailable,
     RequestError,
     StoreFull,
     UnknownReference,
@@ -31,6 +33,7 @@ from looktwice_server.schemas import Reference
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION_DIGITS = 16
+VERSION = re.compile(rf"[0-9a-f]{{{VERSION_DIGITS}}}\.safetensors")
 GRACE_SECONDS = 3600  # that a version outlives its name
 YOUNG_SECONDS = 120  # that it does even where there is no room for it
 TEMPORARY = ".part"
@@ -74,16 +77,21 @@ class ReferenceStore:
         Raises:
             RequestError: this is no name.
             UnknownReference: there is none of that name.
+            ReferenceUnavailable: the disk does not answer now.
         """
         path = self._names / f"{checked_name(name)}.json"
         try:
-            kept = json.loads(path.read_bytes())
+            data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UnknownReference(
                 f"no reference named {name!r} on this server; GET /v1/references lists them",
                 param="reference",
             ) from error
-        except (OSError, ValueError):
+        except OSError as error:
+            raise _unread(name) from error
+        try:
+            kept = json.loads(data)
+        except ValueError:
             return _lost(name, _broken(name))
         if not isinstance(kept, dict) or kept.get("name") != name:
             return _lost(name, _broken(name))
@@ -96,16 +104,24 @@ class ReferenceStore:
             card = Reference.model_validate(kept)
         except ValueError:
             return _lost(name, problem or _broken(name))
-        if problem is None and not self.path(card.version).exists():
-            problem = _broken(name)
+        try:
+            self.path(card.version).stat()
+        except FileNotFoundError:
+            problem = problem or _broken(name)
+        except OSError as error:
+            raise _unread(name) from error
         return card.model_copy(update={"problem": problem})
 
     def cards(self) -> list[Reference]:
         """All references, by name, with those that must be added again."""
         found = []
         for name in self._known_names():
-            with contextlib.suppress(UnknownReference):  # removed meanwhile
+            try:
                 found.append(self.card(name))
+            except UnknownReference:  # removed meanwhile
+                continue
+            except ReferenceUnavailable as error:
+                found.append(_lost(name, str(error)))
         return found
 
     def path(self, version: str) -> Path:
@@ -117,6 +133,7 @@ class ReferenceStore:
 
         Raises:
             ReferenceOutdated: its file is broken or gone.
+            ReferenceUnavailable: the disk does not answer now.
         """
         from safetensors import safe_open
 
@@ -125,6 +142,8 @@ class ReferenceStore:
                 count = sum(key.startswith("thumbnail.") for key in file.keys())
                 return [file.get_tensor(f"thumbnail.{i}").numpy().tobytes() for i in range(count)]
         except Exception as error:  # a broken file is reported by whatever the reader meets
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise _unread(name) from error
             raise ReferenceOutdated(_broken(name), param="reference") from error
 
     def keep(self, data: bytes) -> str:
@@ -169,7 +188,8 @@ class ReferenceStore:
         """Delete what a killed process left, and versions that have had no name for an hour.
 
         Of those without a name the oldest go sooner where all take more bytes than they may; none
-        within two minutes, so that a request that was just given one ends with it.
+        within two minutes, so that a request that was just given one ends with it. Other files in
+        the folder stay, and what cannot be deleted now waits for the next time.
         """
         named = set()
         for path in self._names.glob("*.json"):
@@ -185,7 +205,8 @@ class ReferenceStore:
                 room -= size
                 keep = GRACE_SECONDS if room >= 0 else YOUNG_SECONDS
                 if written < now - keep:
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        path.unlink()
 
     def renew(self, version: str) -> bool:
         """Restart the hour that a version is kept without a name; False: it is gone."""
@@ -202,8 +223,10 @@ class ReferenceStore:
     def _files_by_age(self) -> list[tuple[float, int, Path]]:
         """Versions and unfinished files: when written, how large, where; the latest first."""
         found = []
-        for path in (*self._versions.glob("*"), *self._names.glob(f"*{TEMPORARY}")):
-            with contextlib.suppress(FileNotFoundError):
+        unfinished = (folder.glob(f".*{TEMPORARY}") for folder in (self._versions, self._names))
+        versions = (one for one in self._versions.glob("*") if VERSION.fullmatch(one.name))
+        for path in chain(versions, *unfinished):
+            with contextlib.suppress(OSError):
                 about = path.stat()
                 found.append((about.st_mtime, about.st_size, path))
         return sorted(found, reverse=True)
@@ -247,6 +270,11 @@ def _version_in(card: bytes) -> str | None:
         return str(json.loads(card)["version"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _unread(name: str) -> ReferenceUnavailable:
+    message = f"the reference {name!r} cannot be read now; try again later"
+    return ReferenceUnavailable(message, param="reference")
 
 
 def _broken(name: str) -> str:

@@ -54,7 +54,7 @@ class Settings:
         for name in cls.__dataclass_fields__:
             variable = _PREFIX + name.upper()
             text = os.environ.get(variable)
-            if text is None:
+            if text is None or (name == "references" and not text):
                 continue
             if name == "references":
                 values[name] = Path(text).expanduser().absolute()

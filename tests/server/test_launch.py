@@ -19,6 +19,7 @@ from looktwice_server.launch import (
     serve,
     vllm_arguments,
 )
+from looktwice_server.settings import Settings
 
 NANO = str(CHECKOUT_MODELS / "nano")
 VALUES = Path(__file__).parents[2] / "docker" / "kubernetes" / "values.yaml"
@@ -124,15 +125,17 @@ def test_open_requests_get_the_time_that_was_asked_for(monkeypatch, flags):
 
 
 def chart_command(tmp_path):
-    """What the chart's values make of `serve`: the model and its arguments, the expert at hand."""
+    """What the chart makes of its values: the model and its arguments, the expert at hand."""
     [spec] = yaml.safe_load(VALUES.read_text())["servingEngineSpec"]["modelSpec"]
-    assert spec["vllmConfig"].keys() == {"extraArgs"}  # the chart makes flags of other keys
+    config = spec["vllmConfig"]
+    assert config.keys() == {"enablePrefixCaching", "extraArgs"}  # the chart makes flags of others
     expert = tmp_path / "expert.pth"
     expert.touch()
-    flags = [
-        str(expert) if flag.endswith(".pth") else flag for flag in spec["vllmConfig"]["extraArgs"]
-    ]
-    return [spec["modelURL"], *flags]
+    flags = [str(expert) if flag.endswith(".pth") else flag for flag in config["extraArgs"]]
+    caching = (
+        "--enable-prefix-caching" if config["enablePrefixCaching"] else "--no-enable-prefix-caching"
+    )
+    return [spec["modelURL"], "--host", "0.0.0.0", "--port", "8000", caching, *flags]
 
 
 def parsed(command):
@@ -146,9 +149,16 @@ def test_the_kubernetes_values_name_arguments_that_serve_takes(tmp_path):
     options, args = parsed([model, *flags])
     assert (options["model"], args.model_tag) == (model, model)
     assert options["expert"] == tmp_path / "expert.pth"
+    assert (options["host"], options["port"]) == ("0.0.0.0", 8000)
+    assert args.enable_prefix_caching
 
 
 def test_a_wrong_flag_beside_the_kubernetes_values_is_noticed(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parsed([*chart_command(tmp_path), "--no-such-flag"])
     assert "--no-such-flag" in capsys.readouterr().err
+
+
+def test_an_empty_folder_of_references_is_none_named(monkeypatch):
+    monkeypatch.setenv("LOOKTWICE_REFERENCES", "")
+    assert Settings.from_environment().references == Settings().references

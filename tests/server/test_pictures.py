@@ -210,6 +210,31 @@ def test_a_request_waits_until_another_has_let_go_of_its_pictures() -> None:
     assert order == ["a decoded", "a done", "b decoded", "b done"]
 
 
+def test_a_request_that_waits_for_a_camera_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, answered, order = good_uri(), asyncio.Event(), []
+
+    async def slow(*_: Any) -> bytes:
+        await answered.wait()
+        return encoded(Image.new("RGB", (40, 40)))
+
+    monkeypatch.setattr(pictures, "fetch", slow)
+
+    async def request(name: str, places: asyncio.Semaphore, *urls: str) -> None:
+        with DecodedPictures(SETTINGS, places):
+            await asyncio.gather(*map(PictureConnector().fetch_image_async, urls))
+        order.append(name)
+
+    async def both() -> None:
+        places = asyncio.Semaphore(1)
+        waiting = asyncio.create_task(request("camera", places, uri, "http://camera.example/"))
+        await asyncio.wait_for(request("other", places, uri), 10)
+        answered.set()
+        await waiting
+
+    asyncio.run(both())
+    assert order == ["other", "camera"]
+
+
 def test_a_picture_that_comes_after_its_request_has_ended_holds_no_place() -> None:
     async def late() -> None:
         places = asyncio.Semaphore(1)

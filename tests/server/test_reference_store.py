@@ -19,6 +19,7 @@ from looktwice_adapters.threshold import NORMAL, Threshold
 from looktwice_server import reference_store
 from looktwice_server.errors import (
     ReferenceOutdated,
+    ReferenceUnavailable,
     RequestError,
     StoreFull,
     UnknownReference,
@@ -278,6 +279,33 @@ def test_nothing_is_cleaned_away_while_a_card_cannot_be_read(store, monkeypatch)
     monkeypatch.setattr(Path, "read_bytes", no_files_left)
     store.clean()
     assert store.path(version).exists()
+    with pytest.raises(ReferenceUnavailable, match="cannot be read now; try again later"):
+        store.card("one")
+    assert [card.problem for card in store.cards()] == [
+        "the reference 'one' cannot be read now; try again later"
+    ]
+
+
+def test_what_others_keep_in_the_folder_is_left_alone_and_stops_nothing(store, monkeypatch):
+    version = store.keep(b"one")
+    folder = store.path(version).parent
+    others = [folder / "0001_migration.py", folder / "@eaDir" / f"{version}.safetensors"]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for path in (*others, others[1].parent, store.path(version)):
+        os.utime(path, (0, 0))
+    unlink = Path.unlink
+
+    def busy(path, *, missing_ok=False):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "unlink", busy)
+    store.clean()
+    monkeypatch.setattr(Path, "unlink", unlink)
+    store.clean()
+    assert not store.path(version).exists()
+    assert all(path.exists() for path in others)
 
 
 def test_a_version_with_a_name_is_never_cleaned_away(store):
