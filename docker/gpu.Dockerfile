@@ -1,9 +1,9 @@
-# The server on GPUs: vLLM's own image and this package; vLLM and torch stay as the image has them.
+# The server on GPUs: vLLM's own image and this package; what the image has stays as it is, the rest is the lock's.
 FROM vllm/vllm-openai:v0.32.0
 WORKDIR /opt/looktwice
 COPY . .
-RUN python3 -c "import importlib.metadata as m; print('\n'.join(f'{p}=={m.version(p)}' for p in ('vllm', 'torch', 'torchvision', 'transformers')))" > /tmp/kept.txt \
- && python3 -m pip install --no-cache-dir --constraint /tmp/kept.txt '.[adapters]' \
+RUN python3 docker/constraints.py requirements/cpu.lock > /tmp/constraints.txt \
+ && python3 -m pip install --no-cache-dir --constraint /tmp/constraints.txt '.[adapters]' \
  && install -d /data/references
 # vLLM's Helm charts start `vllm serve MODEL ...`; here that is `looktwice serve MODEL ...`.
 RUN printf '#!/bin/sh\nexec looktwice "$@"\n' > "$(command -v vllm)"

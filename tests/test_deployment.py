@@ -5,6 +5,10 @@ tests/system/test_deployment.py asks Docker's and Prometheus's own programs abou
 
 import json
 import re
+import runpy
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -52,6 +56,19 @@ def test_a_service_runs_a_pinned_version_and_keeps_its_data_in_known_volumes(nam
     if "build" in service:
         recipe = (ROOT / service["build"]["dockerfile"]).read_text("utf-8")
         assert re.findall(r"^FROM \S+:v?\d+\.\d+\.\d+\S*$", recipe, re.MULTILINE)
+
+
+def test_the_gpu_image_keeps_its_packages_and_takes_others_as_the_lock_has_them():
+    name = ROOT / "docker" / "constraints.py"
+    lock = ROOT / "requirements" / "cpu.lock"
+    ended = subprocess.run([sys.executable, name, lock], check=True, capture_output=True, text=True)
+    pins = dict(line.split("==") for line in ended.stdout.splitlines())
+    assert pins["torch"] == version("torch")  # with its local part, which no lock has
+    made = runpy.run_path(str(name))["constraints"](
+        "timm==1.2.3 ; extra == 'a'\n    # via torch==9\nTorch_Vision==2.0",
+        [("torch.vision", "1.0+cu")],
+    )
+    assert made == ["timm==1.2.3", "torch-vision==1.0+cu"]
 
 
 @pytest.mark.parametrize(("name", "minutes"), [("gpu", 30), ("cpu", 5)])
