@@ -22,7 +22,7 @@ from torch import Tensor
 
 from looktwice_adapters.expert import PEAK_SHARE, AnomalyExpert, Calibration
 from looktwice_adapters.facts import Verdict
-from looktwice_adapters.memory_bank import MemoryBank
+from looktwice_adapters.memory_bank import MemoryBank, ReferenceTokens
 from looktwice_adapters.recut import Grid
 from looktwice_adapters.threshold import NORMAL, NormalScores, Threshold, outliers
 
@@ -122,8 +122,7 @@ class Reference:
         # One key: the file's writer puts several in any order, and equal files have equal names.
         notes = notes | {"threshold": asdict(self.threshold), "grid": self.grid}
         header = {"reference": json.dumps(notes)}
-        owners = {"owners": self.bank.owners.to(torch.int32)}
-        data = {name: value.contiguous() for name, value in (levels | owners | tensors).items()}
+        data = {name: value.contiguous() for name, value in (levels | tensors).items()}
         return save(data, header)
 
     @classmethod
@@ -135,8 +134,7 @@ class Reference:
         """
         with safe_open(path, "pt") as file:
             names = [name for name in file.keys() if name.startswith("level.")]
-            levels = tuple(file.get_tensor(f"level.{i}") for i in range(len(names)))
-            bank = MemoryBank(levels, file.get_tensor("owners").long())
+            bank = MemoryBank(tuple(file.get_tensor(f"level.{i}") for i in range(len(names))))
             notes = json.loads(file.metadata()["reference"])
         threshold = notes["threshold"]
         grid = notes["grid"]
@@ -202,9 +200,10 @@ def build(
     if copies:
         tokens = [part for pair in zip(tokens, copies, strict=True) for part in pair]
         owners = [owner for owner in owners for _ in range(2)]
-    bank = MemoryBank.of(tokens, owners, size=patches).to(dtype=torch.half)
+    known = ReferenceTokens.of(tokens, owners, size=patches)
+    bank = known.bank().to(dtype=torch.half)
     own = [
-        image_evidence(evidence(bank.without(index), image))
+        image_evidence(evidence(known.bank(index).to(dtype=torch.half), image))
         for index, image in enumerate(images)
         if len(images) > 1
     ]

@@ -2,7 +2,8 @@
 
 AnomalyGPT (AAAI 2024), few-shot: a patch's anomaly is one minus its best cosine
 similarity with the bank, a level at a time, and the mean over levels. A bank that outgrows its
-budget is thinned by PatchCore's greedy k-centre coreset (Roth et al., CVPR 2022, section 3.2).
+budget is thinned by PatchCore's greedy k-centre coreset (Roth et al., CVPR 2022, section 3.2), and
+each centre then becomes the mean of the tokens that are nearest to it.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,59 @@ PROJECTED = 64  # dimensions in which the coreset measures distances
 
 @dataclass(frozen=True)
 class MemoryBank:
-    """Unit-length tokens of the reference images, and which image each of them is from."""
+    """Tokens of normal images, of unit length."""
 
-    levels: tuple[Tensor, ...]  # L of (M, C_l), of unit length
-    owners: Tensor  # (M,) index of the reference image; augmented copies have their image's
+    levels: tuple[Tensor, ...]  # L of (M, C_l)
+
+    @classmethod
+    def of(
+        cls, images: Sequence[list[Tensor]], *, size: int | None = None, seed: int = 0
+    ) -> "MemoryBank":
+        """The bank of some images, as `ReferenceTokens.of` describes them."""
+        return ReferenceTokens.of(images, size=size, seed=seed).bank()
+
+    def __len__(self) -> int:
+        """M, the number of tokens."""
+        return len(self.levels[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tokens in bytes."""
+        return sum(level.nbytes for level in self.levels)
+
+    def to(
+        self, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> "MemoryBank":
+        """The bank on another device or in another precision."""
+        return MemoryBank(tuple(level.to(device=device, dtype=dtype) for level in self.levels))
+
+    def distances(self, levels: list[Tensor], budget: int = SEARCH_BYTES) -> Tensor:
+        """Mean over levels of one minus the best cosine similarity: (B, N) in [0, 2].
+
+        Args:
+            levels: L tensors (B, N, C_l) of the query's crops.
+            budget: bytes that the search may take beside bank and query. Similarities are made in
+                blocks; all of them at once (B * N, M) never exist.
+        """
+        total = torch.zeros(levels[0].shape[:2], device=levels[0].device)
+        for level, tokens in zip(levels, self.levels, strict=True):
+            query = normalize(level.float().flatten(0, 1), dim=-1)
+            total += 1 - best_similarity(query, tokens, budget).view_as(total)
+        return total / len(levels)
+
+
+@dataclass(frozen=True)
+class ReferenceTokens:
+    """What banks are made of: the images' tokens, whose each is, and which go together.
+
+    A bank has a token for each group, the mean of its members. Without an image it is what the
+    others' tokens alone make of the groups, so that leaving one out leaves nothing of it behind.
+    """
+
+    levels: tuple[Tensor, ...]  # L of (n, C_l), of unit length
+    owners: Tensor  # (n,) index of the reference image; augmented copies have their image's
+    groups: Tensor  # (n,) in [0, size)
+    size: int
 
     @classmethod
     def of(
@@ -32,17 +82,18 @@ class MemoryBank:
         *,
         size: int | None = None,
         seed: int = 0,
-    ) -> "MemoryBank":
-        """The tokens of some images: all of them, or a greedy k-centre coreset.
+    ) -> "ReferenceTokens":
+        """Each token by itself, or as many groups as a bank may have tokens.
 
-        Beyond `CANDIDATES` times the size the coreset is of a random part of the tokens, and only
-        that part is converted from half precision. The same images and seed give the same bank.
+        Groups are of the tokens nearest to each centre of a greedy k-centre coreset. Beyond
+        `CANDIDATES` times the size both are of a random part of the tokens, and only that part is
+        converted from half precision. The same images and seed give the same groups.
 
         Args:
             images: of each its levels, L tensors (B, N, C_l).
             owners: of each which reference it belongs to, where some are another's copies.
             size: most tokens that the bank may have.
-            seed: of the random part, and of the projection in which distances are measured.
+            seed: of the random part, and of the projection in which centres are chosen.
         """
         draw = torch.Generator().manual_seed(seed)
         counts = [image[0].shape[0] * image[0].shape[1] for image in images]
@@ -58,60 +109,43 @@ class MemoryBank:
             for parts in zip(*images, strict=True)
         )
         of = torch.arange(len(images)) if owners is None else torch.tensor(owners)
-        bank = cls(levels, of.repeat_interleave(torch.tensor(counts))[kept])
-        return bank if size is None else bank._coreset(size, draw)
+        of = of.repeat_interleave(torch.tensor(counts))[kept]
+        if size is None or len(of) <= size:
+            return cls(levels, of, torch.arange(len(of)), len(of))
+        return cls(levels, of, nearest(levels, coreset(levels, size, draw)), size)
 
-    def __len__(self) -> int:
-        """M, the number of tokens."""
-        return len(self.owners)
+    def bank(self, left_out: int | None = None) -> MemoryBank:
+        """The bank of all images, or as if one, with its copies, had not been given."""
+        used = torch.ones_like(self.groups, dtype=torch.bool)
+        if left_out is not None:
+            used = self.owners != left_out
+        groups = self.groups[used]
+        filled = torch.bincount(groups, minlength=self.size) > 0
+        sums = (
+            level.new_zeros(self.size, level.shape[1]).index_add_(0, groups, level[used])
+            for level in self.levels
+        )
+        return MemoryBank(tuple(normalize(one[filled], dim=-1) for one in sums))
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the tokens in bytes."""
-        return sum(level.nbytes for level in self.levels)
 
-    def select(self, rows: Tensor) -> "MemoryBank":
-        """The tokens at `rows`, indices or a mask."""
-        return MemoryBank(tuple(level[rows] for level in self.levels), self.owners[rows])
+def coreset(levels: Sequence[Tensor], size: int, draw: torch.Generator) -> Tensor:
+    """Indices (size,) of tokens that leave no other far away: greedy k-centres.
 
-    def without(self, image: int) -> "MemoryBank":
-        """The bank as if one reference image had not been given, its copies neither."""
-        return self.select(self.owners != image)
+    Distances are measured over all levels at once, so that a token stays or goes on all of them,
+    in a random projection.
+    """
+    tokens = torch.zeros(len(levels[0]), PROJECTED)
+    for level in levels:
+        axes = torch.randn(level.shape[1], PROJECTED, generator=draw) * PROJECTED**-0.5
+        tokens += level.cpu() @ axes
+    return k_centres(tokens, size)
 
-    def to(
-        self, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> "MemoryBank":
-        """The bank on another device or in another precision."""
-        levels = tuple(level.to(device=device, dtype=dtype) for level in self.levels)
-        return MemoryBank(levels, self.owners)
 
-    def _coreset(self, size: int, draw: torch.Generator) -> "MemoryBank":
-        """At most `size` tokens that leave no other far away (greedy k-centre).
-
-        Distances are measured over all levels at once, so that a token stays or goes on all of
-        them, in a random projection.
-        """
-        if len(self) <= size:
-            return self
-        tokens = torch.zeros(len(self), PROJECTED)
-        for level in self.levels:
-            axes = torch.randn(level.shape[1], PROJECTED, generator=draw) * PROJECTED**-0.5
-            tokens += level.cpu() @ axes
-        return self.select(k_centres(tokens, size))
-
-    def distances(self, levels: list[Tensor], budget: int = SEARCH_BYTES) -> Tensor:
-        """Mean over levels of one minus the best cosine similarity: (B, N) in [0, 2].
-
-        Args:
-            levels: L tensors (B, N, C_l) of the query's crops.
-            budget: bytes that the search may take beside bank and query. Similarities are made in
-                blocks; all of them at once (B * N, M) never exist.
-        """
-        total = torch.zeros(levels[0].shape[:2], device=levels[0].device)
-        for level, tokens in zip(levels, self.levels, strict=True):
-            query = normalize(level.float().flatten(0, 1), dim=-1)
-            total += 1 - best_similarity(query, tokens, budget).view_as(total)
-        return total / len(levels)
+def nearest(levels: Sequence[Tensor], centres: Tensor) -> Tensor:
+    """Of each token (n,) which of the centres, indices of tokens, is the most like it."""
+    tokens = torch.cat(list(levels), dim=1)
+    columns = tokens[centres].T
+    return torch.cat([(block @ columns).argmax(1) for block in tokens.split(1024)])
 
 
 def best_similarity(query: Tensor, tokens: Tensor, budget: int) -> Tensor:

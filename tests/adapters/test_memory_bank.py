@@ -1,12 +1,21 @@
 """The memory bank: the published few-shot map, the search within its memory, the coreset."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate, normalize
 
 from looktwice_adapters import memory_bank
-from looktwice_adapters.memory_bank import CANDIDATES, MemoryBank, best_similarity, k_centres
+from looktwice_adapters.memory_bank import (
+    CANDIDATES,
+    MemoryBank,
+    ReferenceTokens,
+    best_similarity,
+    coreset,
+    k_centres,
+)
 from tests.golden import GOLDEN
 
 
@@ -30,14 +39,14 @@ def test_few_shot_map_equals_the_published_one():
 
 def test_a_reference_image_is_at_no_distance_from_itself_and_without_itself_it_is():
     images = tokens(3)
-    bank = MemoryBank.of(images)
-    assert bank.distances(images[1]).abs().max() < 1e-6
-    assert bank.without(1).distances(images[1]).min() > 0.01
+    known = ReferenceTokens.of(images)
+    assert known.bank().distances(images[1]).abs().max() < 1e-6
+    assert known.bank(1).distances(images[1]).min() > 0.01
 
 
 def test_a_bank_without_an_image_is_the_bank_of_the_others():
     images = tokens(3)
-    alone, others = MemoryBank.of(images).without(1), MemoryBank.of([images[0], images[2]])
+    alone, others = ReferenceTokens.of(images).bank(1), MemoryBank.of([images[0], images[2]])
     assert all(map(torch.equal, alone.levels, others.levels))
 
 
@@ -95,6 +104,30 @@ def test_a_coreset_keeps_the_size_and_every_kind_of_token():
     assert torch.equal(small.levels[0], again.levels[0])
 
 
+def test_a_thinned_banks_tokens_are_the_means_of_those_nearest_to_the_centres():
+    [image] = tokens(1, crops=1, patches=40)
+    known = ReferenceTokens.of([image], size=8)
+    centres = coreset(known.levels, 8, torch.Generator().manual_seed(0))
+    both = torch.cat(known.levels, dim=1)
+    assert torch.equal(known.groups, (both @ both[centres].T).argmax(1))
+    for level, made in zip(known.levels, known.bank().levels, strict=True):
+        for group, token in enumerate(made):
+            mean = normalize(level[known.groups == group].mean(0), dim=0)
+            assert (mean - token).abs().max() < 1e-6
+
+
+def test_nothing_of_an_image_that_is_left_out_stays_in_a_thinned_bank():
+    images = tokens(3)
+    known = ReferenceTokens.of(images, size=20)
+    changed = [part + 1 for part in known.levels]
+    mine = known.owners == 1
+    other = [torch.where(mine[:, None], *pair) for pair in zip(changed, known.levels, strict=True)]
+    without = known.bank(1)
+    assert all(map(torch.equal, without.levels, replace(known, levels=tuple(other)).bank(1).levels))
+    assert len(without) <= 20
+    assert not all(map(torch.equal, without.levels, known.bank().levels))
+
+
 def test_only_the_tokens_that_a_coreset_chooses_from_are_converted(monkeypatch):
     """A hub-size tower's tokens of many pictures, all in float32, would not fit."""
     converted = []
@@ -106,16 +139,15 @@ def test_only_the_tokens_that_a_coreset_chooses_from_are_converted(monkeypatch):
 
     monkeypatch.setattr(memory_bank, "normalize", watched)
     images = [[level.half() for level in image] for image in tokens(40)]  # of 32 tokens
-    bank = MemoryBank.of(images, size=10)
+    known = ReferenceTokens.of(images, size=10)
     assert converted == [10 * CANDIDATES] * 2
-    assert len(bank) == 10
-    for row in range(10):  # and a token is still its image's
-        own = normalize(images[bank.owners[row]][1].flatten(0, 1).float(), dim=-1)
-        assert (own == bank.levels[1][row]).all(1).any()
+    assert len(known.bank()) == 10
+    for row, owner in enumerate(known.owners):  # and a token is still its image's
+        own = normalize(images[owner][1].flatten(0, 1).float(), dim=-1)
+        assert (own == known.levels[1][row]).all(1).any()
 
 
 def test_copies_leave_with_their_image():
     images = tokens(4)
-    bank = MemoryBank.of(images, [0, 0, 1, 1]).without(0)
-    assert set(bank.owners.tolist()) == {1}
+    bank = ReferenceTokens.of(images, [0, 0, 1, 1]).bank(0)
     assert all(map(torch.equal, bank.levels, MemoryBank.of(images[2:]).levels))
