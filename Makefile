@@ -9,6 +9,8 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 setup: .venv/ready
 
 .venv/ready: pyproject.toml requirements/cpu.lock requirements/torchvision-cpu-ops/torchvision_cpu_ops.py
+	@$(PYTHON) -c "import ctypes; ctypes.CDLL('libnuma.so.1')" 2>/dev/null || \
+	  { echo "vLLM's CPU kernels need libnuma: apt-get install libnuma1" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
 	$(BIN)/pip install --quiet --no-deps $(TORCH) || \

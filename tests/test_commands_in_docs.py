@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -14,7 +15,9 @@ from looktwice_clients.cli import CommandEntry, looktwice
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "models/nano/README.md", *sorted(ROOT.glob("docs/*.md"))]
 LINE = re.compile(
-    r"^(?:\$ |`| +)?(?:\.venv/bin/)?looktwice ([a-z](?:[^`\n\\]|\\\n)+)", re.MULTILINE
+    r"^(?:\$ |`| +)?(?:\.venv/bin/|accelerate launch [^\n]*-m )?looktwice(?:_clients)? "
+    r"([a-z](?:[^`\n\\]|\\\n)+)",
+    re.MULTILINE,
 )
 WORD = re.compile(r"[a-z][a-z-]+")
 
@@ -57,6 +60,13 @@ def unknown(words: list[str]) -> set[str]:
 def test_commands_and_options_exist(page: Path):
     wrong = {" ".join(words): unknown(words) for words in commands(page.read_text())}
     assert {line: names for line, names in wrong.items() if names} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_programs_exist(page: Path):
+    text = page.read_text()
+    assert all(find_spec(module) for module in re.findall(r"\bpython -m ([\w.]+)", text))
+    assert all((ROOT / file).is_file() for file in re.findall(r"\bpython ([\w/]+\.py)", text))
 
 
 def test_the_lines_are_found():

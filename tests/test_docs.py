@@ -17,13 +17,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 # At the top: it binds standard error when it is imported, and capsys' has no file descriptor.
 from mcp import Client, StdioServerParameters
 
+from looktwice_clients import Inspector
 from tests.serving import Server, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +41,10 @@ KEEPS_RUNNING = "  # keeps running"
 class ToolCallingModel(BaseHTTPRequestHandler):
     """Chat completions of a model that inspects every picture it is told of, then remarks."""
 
+    keys: ClassVar[set[str | None]] = set()  # that requests came with
+
     def do_POST(self) -> None:
+        self.keys.add(self.headers["Authorization"])
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         messages = body["messages"]
         message: dict[str, Any] = {"role": "assistant", "content": ""}
@@ -49,12 +53,18 @@ class ToolCallingModel(BaseHTTPRequestHandler):
                 "Picture 2 needs a person's eye: the tool found one region on the right."
             )
         else:
-            names = re.findall(r"picture-\d+", messages[-1]["content"])
+            task = messages[-1]["content"]
+            names = re.findall(r"picture-\d+", task)
+            [reference] = re.findall(r"Reference: (\w+)", task)
+            compared = {} if reference == "none" else {"reference": reference}
             message["tool_calls"] = [
                 {
                     "id": name,
                     "type": "function",
-                    "function": {"name": "inspect_image", "arguments": json.dumps({"image": name})},
+                    "function": {
+                        "name": "inspect_image",
+                        "arguments": json.dumps({"image": name} | compared),
+                    },
                 }
                 for name in names
             ]
@@ -74,6 +84,7 @@ class ToolCallingModel(BaseHTTPRequestHandler):
 @pytest.fixture
 def tool_calling_model() -> Iterator[int]:
     """The port on which it listens."""
+    ToolCallingModel.keys.clear()
     server = HTTPServer(("127.0.0.1", 0), ToolCallingModel)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
@@ -139,6 +150,26 @@ def test_the_blocks_of_a_section_do_what_they_say(
         for process in running:
             process.terminate()
             process.wait(30)
+
+
+@pytest.mark.server
+def test_the_agents_program_compares_with_a_reference_and_sends_its_key(
+    checkout: Path, tool_calling_model: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_API_KEY", "a key of the plant")
+    with Inspector() as inspector:
+        inspector.references.add("agents", sorted((ROOT / "examples/plates/good").iterdir()))
+        command = [sys.executable, "examples/shift_agent.py", "examples/plates"]
+        model = ["--model-url", f"http://127.0.0.1:{tool_calling_model}/v1", "--model", "MODEL"]
+        ended = subprocess.run(
+            [*command, *model, "--reference", "agents"], text=True, capture_output=True, check=True
+        )
+        inspector.references.remove("agents")
+    [row] = [line for line in ended.stdout.splitlines() if line.startswith("| square_holes.jpg")]
+    assert "anomalous" in row
+    assert "reference agents" in row
+    assert "NOT" not in ended.stdout
+    assert ToolCallingModel.keys == {"Bearer a key of the plant"}
 
 
 def console(code: str) -> list[subprocess.Popen[bytes]]:

@@ -143,9 +143,13 @@ def coreset(levels: Sequence[Tensor], size: int, draw: torch.Generator) -> Tenso
 
 def nearest(levels: Sequence[Tensor], centres: Tensor) -> Tensor:
     """Of each token (n,) which of the centres, indices of tokens, is the most like it."""
-    tokens = torch.cat(list(levels), dim=1)
-    columns = tokens[centres].T
-    return torch.cat([(block @ columns).argmax(1) for block in tokens.split(1024)])
+    found = []
+    for rows in torch.arange(len(levels[0])).split(1024):
+        likeness = torch.zeros(len(rows), len(centres))
+        for level in levels:
+            likeness += level[rows] @ level[centres].T
+        found.append(likeness.argmax(1))
+    return torch.cat(found)
 
 
 def best_similarity(query: Tensor, tokens: Tensor, budget: int) -> Tensor:

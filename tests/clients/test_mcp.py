@@ -6,6 +6,7 @@ import io
 import socket
 import subprocess
 import sys
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from looktwice_clients import AsyncInspector, Inspection, cli_mcp
 from looktwice_clients.allowed_pictures import AllowedPictures
 from looktwice_clients.cli import run
 from looktwice_clients.images import to_wire
-from looktwice_clients.mcp_server import mcp_server
+from looktwice_clients.mcp_server import MAX_BODY, mcp_server
 from tests.clients.mcp_sessions import COMMAND, http_server, over_http, over_stdio
 
 TOOLS = ["inspect_image", "compare_with_reference", "list_references", "explain"]
@@ -128,6 +129,19 @@ def test_a_page_in_a_browser_cannot_reach_the_server_on_this_machine(line: Path,
         over_http(url, lambda client: client.list_tools())
         assert httpx2.post(url, json={}, headers={"Host": "evil.example"}).status_code == 421
         assert httpx2.post(url, json={}, headers={"Origin": "http://evil"}).status_code == 403
+
+
+def test_a_request_beyond_the_largest_picture_is_refused_unread(line: Path, wire: Any) -> None:
+    with http_server(line, wire.url) as url:
+        address = httpx2.URL(url)
+        connection = HTTPConnection(address.host, address.port, timeout=30)
+        connection.putrequest("POST", address.path)
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", str(MAX_BODY + 1))
+        connection.endheaders()
+        assert connection.getresponse().status == 413
+        connection.close()
+        over_http(url, lambda client: client.list_tools())
 
 
 def test_a_picture_of_several_megabytes_comes_through_http(line: Path, wire: Any) -> None:

@@ -1,4 +1,7 @@
-"""`pip install .` without extras: small, without torch, quick to import. It asks the index."""
+"""`pip install .`, alone (small, without torch, quick to import) and with each client's extra.
+
+It asks the index.
+"""
 
 import subprocess
 import sys
@@ -55,6 +58,30 @@ def test_an_inspector_is_imported_within_a_second_and_without_the_openai_sdk(fre
 def test_the_package_imports_nothing_before_a_name_of_it_is_used(fresh: Path) -> None:
     code = "import sys, looktwice_clients; print(*{'openai', 'PIL', 'pydantic'} & set(sys.modules))"
     assert python(fresh, code) == "\n"
+
+
+@pytest.mark.parametrize(
+    ("extra", "code"),
+    [
+        ("mcp", "import looktwice_clients.mcp_server"),
+        ("chatbot", "import looktwice_clients.chatbot.application"),
+        ("langchain", "import langchain.agents; from looktwice_clients import langchain_chat"),
+    ],
+)
+def test_an_extra_brings_what_its_client_imports(tmp_path: Path, extra: str, code: str) -> None:
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path], check=True)
+    new = tmp_path / "bin" / "python"
+    install = [uv, "pip", "install", "--quiet", "--python", new, f"{ROOT}[{extra}]"]
+    subprocess.run(install, check=True, timeout=600)
+    ended = subprocess.run(
+        [new, "-c", f"import sys; {code}; print('torch' in sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert ended.stdout == "False\n"
 
 
 def test_a_command_whose_extra_is_missing_says_so(fresh: Path) -> None:

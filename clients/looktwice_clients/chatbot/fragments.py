@@ -29,8 +29,9 @@ def heading(words: Wording, operator: str) -> str:
 
 
 def notice(text: str, problem: bool = False) -> str:
-    """One line for the operator; a problem is spoken at once."""
-    return f'<p class="notice{" problem" * problem}">{escape(text)}</p>'
+    """One line for the operator; a problem is spoken at once, wherever it stands."""
+    kind = 'class="notice problem" role="alert"' if problem else 'class="notice"'
+    return f"<p {kind}>{escape(text)}</p>"
 
 
 def result(words: Wording, row: InspectionRow) -> str:

@@ -17,12 +17,17 @@ PICTURES_KEPT = 24 * 3600
 
 FALSE_ALARM_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
-# The language of the page for screen readers, and live regions that stay while their text changes.
+# The language of the page for screen readers, and live regions that stay while their text changes;
+# those of a tab are not there before it is opened.
 ON_LOAD = """() => {{
   document.documentElement.lang = "{language}";
-  for (const box of document.querySelectorAll(".block.says")) {{
-    box.setAttribute("role", "status"); box.setAttribute("aria-live", "polite");
-  }}
+  const speak = () => {{
+    for (const box of document.querySelectorAll(".block.says:not([role])")) {{
+      box.setAttribute("role", "status"); box.setAttribute("aria-live", "polite");
+    }}
+  }};
+  speak();
+  new MutationObserver(speak).observe(document.body, {{childList: true, subtree: true}});
 }}"""
 
 

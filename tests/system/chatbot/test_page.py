@@ -178,9 +178,11 @@ def test_sixteen_users_at_once_see_their_own_pictures_alone(chatbot, plant, visi
 
 
 @pytest.mark.parametrize("language", ["en", "ko", "de"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_has_no_fault_that_axe_finds(chatbot, visit, bad, language, scheme):
-    page = visit(f"{chatbot.url}/{language}/")
+@pytest.mark.parametrize(
+    ("scheme", "size"), [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE)]
+)
+def test_the_page_fits_and_has_no_fault_that_axe_finds(chatbot, visit, bad, language, scheme, size):
+    page = visit(f"{chatbot.url}/{language}/", size=size)
     page.emulate_media(color_scheme=scheme)
     page.locator("#picture input[type=file]").set_input_files(bad)
     page.wait_for_selector("#picture img")
@@ -191,6 +193,7 @@ def test_the_page_has_no_fault_that_axe_finds(chatbot, visit, bad, language, sch
     for tab in range(3):
         page.get_by_role("tab").nth(tab).click()
         page.wait_for_timeout(1000)
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
         faults = Axe().run(page).response["violations"]
         told = [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in faults]
         assert [fault for fault in told if fault[0] not in GRADIOS_OWN] == []
@@ -200,31 +203,75 @@ def test_the_page_is_used_with_the_keyboard_alone(chatbot, visit, bad):
     page = visit(chatbot.url)
     page.on("filechooser", lambda _: None)  # Chromium begins to tell of them a little later
     page.wait_for_selector("header nav")
-
-    def tab_to(selector: str) -> None:
-        for _ in range(60):
-            page.keyboard.press("Tab")
-            if page.evaluate("s => document.activeElement.matches(s)", selector):
-                return
-        raise AssertionError(f"{selector} cannot be reached with the keyboard")
-
-    tab_to("#picture button")
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(bad)
+    give_by_keyboard(page, "#picture button", bad)
     expect(page.locator("#picture img")).to_be_visible()
-    tab_to("button#inspect")
-    page.keyboard.press("Enter")
+    press(page, "button#inspect")
     expect(page.locator(".result")).to_be_visible()
-    tab_to("#question input, #question textarea")
+    tab_to(page, "#question input, #question textarea")
     page.keyboard.type("Where?")
     page.keyboard.press("Enter")
     expect(page.locator("#talk .bot.message")).to_contain_text("1 messages.")
-    tab_to("#opinion input")
-    page.keyboard.press("Space")
-    tab_to("button#send-feedback")
-    page.keyboard.press("Enter")
+    press(page, "#opinion input", "Space")
+    press(page, "button#send-feedback")
     expect(page.locator("#feedback-said")).to_contain_text("Thank you")
+
+    page.locator("header a").first.focus()
+    press(page, "[data-tab-id=history]")
+    expect(page.locator("#past article")).to_have_count(1)
+    press(page, "button#refresh")
+    press(page, "#past summary")
+    expect(page.locator("#past table")).to_be_visible()
+    page.locator("#refresh").focus()
+    with page.expect_download():
+        press(page, "a.export")
+
+
+def test_a_product_is_added_and_chosen_with_the_keyboard_alone(
+    chatbot, plant, visit, bad, tmp_path
+):
+    good = tmp_path / "good.png"
+    good.write_bytes(encoded(red(20)))
+    page = visit(chatbot.url)
+    page.on("filechooser", lambda _: None)
+    page.wait_for_selector("header nav")
+    press(page, "[data-tab-id=products]")
+    tab_to(page, "#product-name input, #product-name textarea")
+    page.keyboard.type("lid")
+    give_by_keyboard(page, "#product-pictures button", good)
+    expect(page.locator("#product-pictures")).to_contain_text("good")
+    press(page, "button#add-product")
+    expect(page.get_by_role("status").filter(has_text="is ready")).to_be_visible()
+
+    page.locator("header a").first.focus()
+    press(page, "[data-tab-id=inspect]")
+    tab_to(page, "#product input")
+    page.keyboard.type("lid")
+    page.keyboard.press("Enter")
+    give_by_keyboard(page, "#picture button", bad)
+    expect(page.locator("#picture img")).to_be_visible()
+    press(page, "button#inspect")
+    expect(page.locator(".result")).to_contain_text("lid")
+    assert plant.requests[-1][1]["reference"] == "lid"
+
+
+def tab_to(page: Page, selector: str) -> None:
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("s => document.activeElement.matches(s)", selector):
+            return
+    raise AssertionError(f"{selector} cannot be reached with the keyboard")
+
+
+def press(page: Page, selector: str, *keys: str) -> None:
+    tab_to(page, selector)
+    for key in keys or ("Enter",):
+        page.keyboard.press(key)
+
+
+def give_by_keyboard(page: Page, selector: str, file: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        press(page, selector)
+    chooser.value.set_files(file)
 
 
 def test_what_happens_is_said_to_screen_readers(chatbot, visit, bad):
@@ -272,12 +319,25 @@ def test_a_file_that_is_no_picture_and_a_server_that_went_away_are_told(
     page.locator("#picture input[type=file]").set_input_files(junk)
     page.wait_for_selector("#picture img", state="attached")
     page.locator("button#inspect").click()
-    expect(page.locator("#said")).to_contain_text("junk.png: not a picture")
+    expect(page.get_by_role("alert")).to_contain_text("junk.png: not a picture")
     page.reload()
     plant.away = True
     give_picture(page, bad)
     page.locator("button#inspect").click()
     expect(page.locator("#said")).to_contain_text("server cannot be reached")
+
+
+def test_a_file_too_large_for_the_page_is_refused_and_the_next_one_taken(
+    chatbot, visit, bad, tmp_path
+):
+    large = tmp_path / "large.png"
+    with large.open("wb") as file:
+        file.truncate(500_000_000)
+    page = visit(chatbot.url)
+    page.locator("#picture input[type=file]").set_input_files(large)
+    expect(page.get_by_text("exceed the maximum allowed size").first).to_be_visible()
+    page.reload()
+    inspect(page, bad)
 
 
 def test_with_a_key_one_logs_in_first(plant, visit, bad, tmp_path):

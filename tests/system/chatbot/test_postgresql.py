@@ -170,7 +170,7 @@ def test_a_crash_of_the_database_is_told_nothing_is_lost_and_it_recovers(
         person.say(page, "wrong", "dent")
         expect(page.locator("#feedback-said")).to_contain_text("feedback is kept here")
         person.past(page, 0)
-        expect(page.locator("#past")).to_contain_text("Nothing is lost")
+        expect(page.locator("#past").get_by_role("alert")).to_contain_text("Nothing is lost")
         assert page.request.get(f"{chatbot.url}/history.csv").status == 503
 
         cluster.start()

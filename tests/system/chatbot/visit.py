@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,12 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.serving import free_port
 
+# The page's command, as its documentation gives it.
+QUICKSTART = re.findall(
+    r"^\$ (looktwice chatbot[^#\n]*)",
+    (Path(__file__).parents[3] / "docs" / "chatbot.md").read_text("utf-8"),
+    re.MULTILINE,
+)[0].split()
 START_SECONDS = 120
 STOP_SECONDS = 30
 
@@ -35,7 +42,8 @@ def running_chatbot(folder: Path, server_url: str, *flags: str) -> Iterator[Chat
     """Run `looktwice chatbot` with its data in `folder` until the block ends."""
     port = free_port()
     log = folder / f"chatbot-{port}.log"
-    command = [sys.executable, "-m", "looktwice_clients", "chatbot", "--url", server_url]
+    program, *words = QUICKSTART
+    command = [str(Path(sys.executable).with_name(program)), *words, "--url", server_url]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "--port", str(port), *flags],
