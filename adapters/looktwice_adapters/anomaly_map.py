@@ -91,13 +91,13 @@ def stitch(
     """One map in the picture's own coordinates: the mean of base view and grid of crops.
 
     Args:
-        significance: (1 + rows * columns, h, w), the base view first.
+        significance: (1 + rows * columns, h, w), the base view first, of any range.
         grid: (rows, columns) of the crops.
         size: (width, height) of the picture in pixels.
         crop_size: side of a crop in pixels.
 
     Returns:
-        (H, W) in [0, 1], of `map_size(size)`.
+        (H, W) in the range of `significance`, of `map_size(size)`.
     """
     rows, columns = grid
     target = map_size(size)
@@ -105,7 +105,8 @@ def stitch(
     canvas = crops.flatten(2, 3).flatten(0, 1)
     place = placement(size, (columns * crop_size, rows * crop_size))
     mean = (sample(significance[0], WHOLE, target) + sample(canvas, place, target)) / 2
-    return mean.clamp(0, 1)  # the weights of four ones can add up to a rounding above one
+    # The weights of four equal values can add up to a rounding above one.
+    return mean.clamp(significance.min(), significance.max())
 
 
 def position(x: float, y: float) -> Position:

@@ -113,6 +113,12 @@ def test_a_map_of_ones_stays_within_one_at_every_size():
         assert stitch(torch.ones(3, 14, 14), (1, 2), (width, height), 224).max() == 1
 
 
+def test_values_of_any_range_keep_it():
+    shares = torch.rand(5, 14, 14, generator=torch.Generator().manual_seed(0))
+    found, moved = (stitch(one, (2, 2), (448, 448), 224) for one in (shares, 6 * shares - 4))
+    torch.testing.assert_close(moved, 6 * found - 4)
+
+
 def test_base_view_and_grid_of_crops_count_half_each():
     significance = torch.zeros(3, 4, 4)
     significance[0] = 0.5
