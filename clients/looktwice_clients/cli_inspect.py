@@ -4,7 +4,7 @@ import glob
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -25,6 +25,9 @@ PICTURE_SUFFIXES = {
 }
 """What is taken for a picture inside a folder; a file named on its own may have any name."""
 
+THUMBNAILS = "@eaDir"
+"""Where a Synology disk station keeps small copies of a folder's pictures."""
+
 OVERLAY_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -39,6 +42,8 @@ class Target:
     """Why it cannot even be sent."""
     overlay: Path | None = None
     """Where its overlay picture goes."""
+    folder: Path | None = None
+    """The folder that the user named, where it was found in one."""
 
 
 @click.command()
@@ -97,6 +102,7 @@ def inspect(
     drawn = map_to is not None or report_to is not None
     targets = with_overlays(expand(images, fetch=drawn), map_to)
     tally: Counter[str] = Counter()
+    undrawn = 0
     page = ReportPage() if report_to is not None else None
     try:
         with Inspector(url, timeout=timeout) as inspector, _Lines(as_json, len(targets)) as show:
@@ -106,14 +112,17 @@ def inspect(
                 if page is not None:
                     page.add(target.path, target.source, result)
                 if target.overlay is not None and not isinstance(result, Exception):
-                    tally["failed"] += not _write_overlay(target, result)
+                    undrawn += not _write_overlay(target, result)
     finally:  # where the server went away or the user had enough, what is known is kept
         if page is not None and page.rows and report_to is not None:
             written = " and ".join(str(file) for file in page.write(report_to))
             click.echo(f"looktwice: wrote {printable(written)}", err=True)
     if len(targets) > 1 and not as_json:
-        click.echo(", ".join(f"{count} {outcome}" for outcome, count in tally.items()), err=True)
-    ctx.exit(1 if tally["failed"] or any(tally[verdict] for verdict in fail_on) else 0)
+        counts = [f"{count} {outcome}" for outcome, count in tally.items()]
+        counts += [f"{undrawn} without overlay"] if undrawn else []
+        click.echo(", ".join(counts), err=True)
+    failed = undrawn or any(tally[outcome] for outcome in ("failed", *fail_on))
+    ctx.exit(1 if failed else 0)
 
 
 def expand(names: tuple[str, ...], fetch: bool = False) -> list[Target]:
@@ -137,9 +146,13 @@ def _expand_one(name: str, fetch: bool) -> list[Target]:
             return [Target(name, read(name))]
         except ImageError as error:
             return [Target(name, name, error)]
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError:  # a name too long, a folder closed to us: whoever reads it says which
+        return [Target(name, path)]
+    if is_folder:
         return _pictures_in(path) or [Target(name, path, ImageError("no pictures in this folder"))]
-    if not path.exists() and glob.has_magic(name):
+    if not is_there and glob.has_magic(name):
         matches = sorted(glob.glob(name, recursive=True))
         found = [target for match in matches for target in _expand_one(match, fetch)]
         return found or [Target(name, path, ImageError("nothing matches"))]
@@ -148,15 +161,29 @@ def _expand_one(name: str, fetch: bool) -> list[Target]:
 
 def _pictures_in(folder: Path) -> list[Target]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
-    visible = (path for path in files if not path.name.startswith(".") and path.is_file())
-    return [Target(str(path), path) for path in visible]
+    visible = (path for path in files if not _is_hidden(path, folder) and _is_file(path))
+    return [Target(str(path), path, folder=folder) for path in visible]
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    """Whether the path below the folder is hidden, as a bin's is, or one of thumbnails."""
+    below = path.relative_to(folder).parts
+    return any(part.startswith(".") or part == THUMBNAILS for part in below)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # whoever reads it says why
+        return True
 
 
 def with_overlays(targets: list[Target], map_to: Path | None) -> list[Target]:
     """The targets with the files of their overlays: `map_to`, or one each in the folder `map_to`.
 
     Raises:
-        click.UsageError: one file for several pictures, or a picture could be overwritten.
+        click.UsageError: one file for several pictures, or a picture could be overwritten, or
+            the next run would inspect the overlays.
     """
     if map_to is None:
         return targets
@@ -175,10 +202,20 @@ def with_overlays(targets: list[Target], map_to: Path | None) -> list[Target]:
         raise click.UsageError(
             f"--map {map_to} holds pictures to inspect: give the overlays another folder"
         )
-    return [
-        Target(target.path, target.source, target.problem, file)
-        for target, file in zip(targets, files, strict=True)
-    ]
+    _check_not_inspected(map_to, targets)
+    return [replace(target, overlay=file) for target, file in zip(targets, files, strict=True)]
+
+
+def _check_not_inspected(map_to: Path, targets: list[Target]) -> None:
+    """Refuse overlays below a named folder, all of whose pictures are inspected."""
+    overlays = map_to.resolve()
+    for folder in {target.folder for target in targets if target.folder is not None}:
+        inside = folder.resolve()
+        if overlays.is_relative_to(inside) and not _is_hidden(overlays, inside):
+            raise click.UsageError(
+                f"--map {map_to} lies in the inspected folder {folder}, where the next run would "
+                "inspect the overlays: give them another folder"
+            )
 
 
 def _files_in(folder: Path, targets: list[Target]) -> list[Path]:
@@ -233,6 +270,7 @@ def _hopeless() -> tuple[type[Exception], ...]:
         openai.AuthenticationError,
         openai.PermissionDeniedError,
         openai.NotFoundError,
+        openai.ConflictError,  # the reference is outdated
     )
 
 

@@ -209,24 +209,41 @@ def _one_model(folder: Path, quiet: bool) -> Iterator[Finding]:
     subject = f"model {folder.name}"
     try:
         config = json.loads((folder / "config.json").read_text())
+        if not isinstance(config, dict):
+            raise ValueError("is no JSON object")
     except (OSError, ValueError) as error:
         yield Finding(subject, "problem", f"{folder}/config.json: {error}", "get the model again")
         return
     expert = config.get("anomaly_expert") or {}
     named = expert.get("weights") if isinstance(expert, dict) else None
-    files = sorted({*folder.glob("*.safetensors"), *([folder / named] if named else [])})
+    files = sorted({*folder.glob("*.safetensors"), *([folder / str(named)] if named else [])})
     if not files:
         yield Finding(subject, "problem", f"no weights in {folder}", "get the model again")
+    published: dict[str, str] = {}
+    try:
+        published = _published_hashes(folder)
+    except (OSError, ValueError) as error:
+        yield Finding(subject, "problem", f"{folder}/SHA256SUMS: {error}", "get the model again")
     for file in files:
-        yield _one_weight_file(subject, file, _published_hashes(folder), quiet)
+        yield _one_weight_file(subject, file, published, quiet)
 
 
 def _published_hashes(folder: Path) -> dict[str, str]:
-    """File name -> SHA-256, where the model comes with a list (`SHA256SUMS`)."""
+    """File name -> SHA-256, where the model comes with a list (`SHA256SUMS`).
+
+    Raises:
+        ValueError: a line of it is damaged.
+    """
     listing = folder / "SHA256SUMS"
     lines = listing.read_text().splitlines() if listing.exists() else []
-    pairs = (line.split(maxsplit=1) for line in lines if line.strip())
-    return {name.lstrip("*"): digest for digest, name in pairs}
+    hashes = {}
+    for number, line in enumerate(lines, 1):
+        match line.split(maxsplit=1):
+            case [digest, name]:
+                hashes[name.lstrip("*")] = digest
+            case [_]:
+                raise ValueError(f"line {number} is damaged")
+    return hashes
 
 
 def _one_weight_file(subject: str, file: Path, published: dict[str, str], quiet: bool) -> Finding:

@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from looktwice_clients.depth import deep_colours, eight_bits, lower_bytes
 from looktwice_clients.errors import ImageError
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
@@ -80,6 +81,9 @@ def to_wire(image: ImageSource) -> str:
 def open_picture(image: ImageSource) -> Image.Image:
     """The picture itself, to be drawn on: RGB, upright (EXIF rotation honoured), first frame.
 
+    It is as bright as the server sees it; of a Pillow image with 16-bit colours Pillow has only the
+    higher bytes.
+
     Args:
         image: as for `to_wire`; a web address is fetched.
 
@@ -87,12 +91,18 @@ def open_picture(image: ImageSource) -> Image.Image:
         ImageError: as for `to_wire`, and where its pixels cannot be read.
     """
     name = name_of(image)
-    if not isinstance(image, Image.Image):
-        image = _decoded(read(image), name)
     with _readable(name):
-        upright = _upright(image)
-        if upright.mode.startswith("I") or upright.mode == "F":
-            upright = _stretched(upright)
+        lower = None
+        if not isinstance(image, Image.Image):
+            content = read(image)
+            lower = lower_bytes(_opened(content, name))
+            image = _decoded(content, name)
+        shown = image
+        if lower is not None:
+            shown = deep_colours(image, lower)
+        elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            shown = eight_bits(image)
+        upright = _upright(shown, image)
         if upright.mode in ("LA", "PA", "P", "RGBA", "La", "RGBa"):
             return _on_white(upright)
         return upright.convert("RGB")
@@ -236,7 +246,7 @@ def _decoded(content: bytes, name: str) -> Image.Image:
 def _as_png(picture: Image.Image) -> bytes:
     """Lossless PNG, upright; modes that PNG has no word for become RGB, RGBA or 16 bit grey."""
     with _readable(name_of(picture)):
-        picture = _upright(picture)
+        picture = _upright(picture, picture)
         if picture.mode == "F" or (picture.mode == "I" and not _fits_16_bits(picture)):
             raise ImageError(
                 f"{name_of(picture)}: mode {picture.mode} has no scale; make it 8 or 16 bit"
@@ -254,14 +264,14 @@ def _as_png(picture: Image.Image) -> bytes:
         return buffer.getvalue()
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says, as the server turns it.
+def _upright(picture: Image.Image, file: Image.Image) -> Image.Image:
+    """The picture turned as its file's EXIF orientation says, as the server turns it.
 
     Pillow's own `exif_transpose` writes the EXIF again, and raises where any other tag is odd.
     """
-    picture.load()  # a PNG's EXIF may stand behind its pixels
+    file.load()  # a PNG's EXIF may stand behind its pixels
     try:
-        turn = _UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = _UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow's reader reports broken EXIF by whatever went wrong in it
         turn = None
     upright = picture.copy() if turn is None else picture.transpose(turn)
@@ -272,16 +282,6 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _fits_16_bits(picture: Image.Image) -> bool:
     low, high = picture.getextrema()
     return isinstance(low, int) and isinstance(high, int) and low >= 0 and high <= 65535
-
-
-def _stretched(picture: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits -> 8 bits, its darkest pixel black and its brightest white."""
-    numbers = picture.convert("F")
-    low, high = numbers.getextrema()
-    if not isinstance(low, float) or not isinstance(high, float) or high <= low:
-        return Image.new("L", picture.size, 128)
-    scale = 255.0 / (high - low)
-    return numbers.point(lambda value: value * scale + (-low * scale)).convert("L")
 
 
 def _on_white(picture: Image.Image) -> Image.Image:

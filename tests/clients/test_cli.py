@@ -15,6 +15,7 @@ from looktwice_clients import cli
 from looktwice_clients.cli import COMMANDS, CommandEntry, missing_extra, run
 from looktwice_clients.cli_inspect import Target, _files_in
 from looktwice_clients.conversation import Conversation
+from tests.clients.conftest import RefusedError, WireHandler
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -245,6 +246,33 @@ def test_map_takes_no_folder_of_the_pictures_where_an_overlay_could_replace_anot
         assert looktwice("inspect", str(parts / "a.jpg"), "--map", overlays)[0] == 0
 
 
+@pytest.mark.parametrize("overlay", ["overlays", "overlay.png"])
+@pytest.mark.parametrize("named", ["deep", "dee*"])
+def test_map_puts_no_overlay_where_the_next_run_would_inspect_it(
+    wire: Any, parts: Path, looktwice: Command, named: str, overlay: str
+) -> None:
+    asked = ("inspect", str(parts / named), "--map")
+    code, out, err = looktwice(*asked, str(parts / "deep" / overlay))
+    assert (code, out, wire.requests) == (2, "", [])
+    [line] = err.splitlines()
+    assert f"lies in the inspected folder {parts / 'deep'}" in line
+    for _ in range(2):
+        assert looktwice(*asked, str(parts / "deep" / ".overlays"))[0] == 0
+
+
+def test_an_overlay_that_cannot_be_written_is_counted_apart(
+    wire: Any, parts: Path, tmp_path: Path, looktwice: Command
+) -> None:
+    out = tmp_path / "out"
+    asked = ("inspect", str(parts / "a.png"), str(parts / "b.jpg"), "--map", str(out))
+    assert looktwice(*asked)[::2] == (0, "1 normal, 1 anomalous\n")
+    (out / "a.png").unlink()
+    (out / "a.png").mkdir()
+    code, _, err = looktwice(*asked)
+    assert code == 1
+    assert err.splitlines()[1:] == ["1 normal, 1 anomalous, 1 without overlay"]
+
+
 @pytest.mark.parametrize(
     "address", ["http://camera:abc/x", "http://[::1", "http://127.0.0.1:9/a b.png"]
 )
@@ -280,6 +308,32 @@ def test_a_folder_without_pictures_says_so(wire: Any, tmp_path: Path, looktwice:
     assert "no pictures in this folder" in out
 
 
+def test_hidden_folders_and_thumbnails_are_left_out_unless_they_are_named(
+    wire: Any, parts: Path, looktwice: Command
+) -> None:
+    for hidden in (".Trash-1000/files", "deep/@eaDir/c.png"):
+        (parts / hidden).mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(parts / hidden / "defect.png")
+    assert "defect.png" not in looktwice("inspect", str(parts))[1]
+    assert "defect.png" in looktwice("inspect", str(parts / ".Trash-1000"))[1]
+
+
+def test_a_path_that_cannot_be_looked_at_fails_alone(
+    wire: Any, parts: Path, looktwice: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = looktwice("inspect", "--json", "x" * 300, str(parts / "a.png"))
+    bad, good = map(json.loads, out.splitlines())
+    assert (code, err) == (1, "")
+    assert "File name too long" in bad["error"]
+    assert good["verdict"] == "normal"
+
+    def closed(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    assert len(looktwice("inspect", "--json", str(parts))[1].splitlines()) == 4
+
+
 def test_a_server_that_is_not_there_ends_the_run_with_one_line(
     parts: Path, looktwice: Command
 ) -> None:
@@ -302,6 +356,19 @@ def test_what_would_fail_for_every_picture_ends_the_run(
     assert "wants an API key: set LOOKTWICE_API_KEY" in err
     monkeypatch.setenv("LOOKTWICE_API_KEY", "secret")
     assert looktwice("inspect", str(parts / "a.png"))[0] == 0
+
+
+def test_an_outdated_reference_ends_the_run(
+    wire: Any, parts: Path, looktwice: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RefusedError(409, "add 'bottle' again")
+
+    monkeypatch.setattr(WireHandler, "_inspect", refuse)
+    pictures = [str(parts / name) for name in ("a.png", "b.jpg")]
+    code, out, err = looktwice("inspect", "--reference", "bottle", *pictures)
+    assert (code, err) == (1, "looktwice: add 'bottle' again (HTTP 409)\n")
+    assert len(out.splitlines()) == 1  # the heading
 
 
 def test_chat_answers_a_pipe_and_prints_each_pictures_facts_once(

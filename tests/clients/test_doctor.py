@@ -62,8 +62,9 @@ def test_a_damaged_weight_file_is_a_problem(model: Path, content: bytes, words: 
 def test_a_missing_expert_and_a_broken_config_are_problems(model: Path) -> None:
     (model / "expert.safetensors").unlink()
     assert states(list(models([model]))) == [("model small", "problem"), ("model small", "ok")]
-    (model / "config.json").write_text("{")
-    assert states(list(models([model]))) == [("model small", "problem")]
+    for broken in ("{", "[]", "null"):
+        (model / "config.json").write_text(broken)
+        assert states(list(models([model]))) == [("model small", "problem")]
 
 
 def test_a_file_that_differs_from_the_published_hash_is_a_problem(model: Path) -> None:
@@ -73,6 +74,17 @@ def test_a_file_that_differs_from_the_published_hash_is_a_problem(model: Path) -
     assert states(list(models([model])))[1] == ("model small", "ok")
     listing.write_text(f"{'0' * 64}  model.safetensors\n")
     assert states(list(models([model])))[1] == ("model small", "problem")
+
+
+@pytest.mark.parametrize("damaged", [b"\n0123abcd\n", b"\xff\n"])
+def test_a_damaged_list_of_hashes_is_a_problem_and_the_weights_are_looked_at(
+    model: Path, damaged: bytes
+) -> None:
+    (model / "SHA256SUMS").write_bytes(damaged)
+    first, *weights = models([model])
+    assert first.state == "problem"
+    assert f"{model}/SHA256SUMS: " in first.detail
+    assert states(weights) == [("model small", "ok")] * 2
 
 
 def test_no_model_is_a_note_for_those_who_only_ask_servers() -> None:

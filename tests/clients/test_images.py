@@ -215,11 +215,11 @@ def test_odd_exif_does_not_keep_a_picture_from_being_drawn_upright(kind: int) ->
     assert 0x0112 in opened.getexif()  # the caller's picture is as it was
 
 
-def test_a_16_bit_picture_is_drawn_from_black_to_white() -> None:
-    ramp = Image.linear_gradient("L").convert("I").point(lambda v: v * 100 + 3000).convert("I;16")
-    drawn = open_picture(ramp)
+def test_a_16_bit_picture_is_drawn_in_its_sensors_range() -> None:
+    ramp = Image.linear_gradient("L").convert("I").point(lambda v: v * 10 + 1000).convert("I;16")
+    drawn = open_picture(ramp)  # 1000 to 3550 of 12 bits
     assert drawn.mode == "RGB"
-    assert drawn.getextrema() == ((0, 255),) * 3
+    assert drawn.getextrema() == ((62, 221),) * 3
 
 
 def test_transparent_parts_are_drawn_white() -> None:

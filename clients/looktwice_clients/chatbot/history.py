@@ -107,15 +107,22 @@ class History:
         if self._waiting is None or not self.waiting():
             return 0
         with self._moving, Session(self._waiting) as session:
+            said = session.scalars(select(FeedbackRow)).all()
             inspections = session.scalars(select(InspectionRow).options(undefer("*"))).all()
-            rows: list[Table] = [*inspections, *session.scalars(select(FeedbackRow))]
+            rows: list[Table] = [*inspections, *said]
             try:
                 _merge(self._engine, rows)
             except SQLAlchemyError as error:
                 log.warning("%d entries still wait: %s", len(rows), cause(error))
                 return 0
-            for kind in (FeedbackRow, InspectionRow):
-                session.execute(delete(kind))
+            # These alone: another chatbot with the same folder may have written more meanwhile.
+            for feedback in said:
+                moved = FeedbackRow.id == feedback.id
+                session.connection().execute(delete(FeedbackRow).where(moved))
+            for row in inspections:
+                spoken_of = select(FeedbackRow).where(FeedbackRow.inspection_id == row.id).exists()
+                moved = InspectionRow.id == row.id
+                session.connection().execute(delete(InspectionRow).where(moved, ~spoken_of))
             session.commit()
         return len(rows)
 

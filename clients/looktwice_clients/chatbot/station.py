@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import gradio as gr
 import openai
-from PIL import Image
+from gradio.processing_utils import save_pil_to_cache
+from gradio.utils import get_upload_folder
 
 from looktwice_clients.chatbot import fragments
 from looktwice_clients.chatbot.history import PAGE, History
@@ -89,7 +90,7 @@ class Station:
         yield fragments.notice(self.words("inspect.running")), *cleared
         try:
             overlay, session = await self._look(picture, product or None, request)
-        except (LookTwiceError, openai.OpenAIError) as error:
+        except (LookTwiceError, openai.OpenAIError, OSError) as error:  # the disk may be full
             yield self.problem(self.explain(error)), *cleared
             return
         verdict = self.words.word("verdict", session.row.verdict)
@@ -102,8 +103,8 @@ class Station:
 
     async def _look(
         self, picture: str, product: str | None, request: gr.Request
-    ) -> tuple[Image.Image, Session]:
-        """Have a picture inspected: its overlay, and what the page remembers of it."""
+    ) -> tuple[str, Session]:
+        """Have a picture inspected: its overlay's file, and what the page remembers of it."""
         content = await asyncio.to_thread(uploaded, picture)
         inspection = await self.inspector.inspect(content, product)
         overlay, jpeg = await asyncio.to_thread(_drawn, content, inspection)
@@ -331,12 +332,16 @@ def _with_names(said: str, pictures: Sequence[str]) -> str:
     return with_files(said, {"images": [printable(Path(one).name) for one in pictures]})
 
 
-def _drawn(picture: str, inspection: Inspection) -> tuple[Image.Image, bytes]:
-    """The overlay, and the same as JPEG for the history."""
+def _drawn(picture: str, inspection: Inspection) -> tuple[str, bytes]:
+    """The overlay's PNG file for the page, and the same as JPEG for the history.
+
+    The file lies among the uploads, where Gradio serves and removes it. Left to Gradio, it would be
+    compressed in the event loop, for which everybody waits.
+    """
     overlay = draw_overlay(picture, inspection, _STYLE)
     jpeg = io.BytesIO()
     overlay.save(jpeg, "JPEG", quality=OVERLAY_QUALITY)
-    return overlay, jpeg.getvalue()
+    return save_pil_to_cache(overlay, get_upload_folder(), format="png"), jpeg.getvalue()
 
 
 def _visitor(request: gr.Request) -> dict[str, str]:

@@ -13,14 +13,16 @@ from sqlalchemy.types import TypeDecorator
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time; SQLite forgets the zone, which is always UTC."""
+    """A point in time, in UTC; SQLite forgets the zone, PostgreSQL gives the session's."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """The zone again, where the database kept none."""
-        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+        """The same moment in UTC, which is what a time without a zone was written in."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def new_id() -> str:

@@ -72,7 +72,10 @@ def named_files(value: Any) -> list[object]:
 def _uploaded(path: object) -> bool:
     if not isinstance(path, str):
         return path is None
-    return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
+    try:
+        return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
+    except ValueError:  # no file can have this name
+        return False
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

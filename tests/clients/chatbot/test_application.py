@@ -299,6 +299,11 @@ def test_no_event_reads_what_was_not_uploaded(client, path):
     assert client.get(f"/en/gradio_api/file={path}").status_code in (403, 404)
 
 
+@pytest.mark.parametrize("path", ["a\0b", "\ud800"])
+def test_an_event_with_a_name_that_no_file_has_is_refused(client, path):
+    assert send_event(client, "inspect", [{"path": path}, ""]).status_code == 403
+
+
 def test_an_uploaded_file_is_read(client):
     files = {"files": ("part.png", encoded(red(222)), "image/png")}
     [path] = client.post("/en/gradio_api/upload", files=files).json()
@@ -318,5 +323,6 @@ def test_an_event_that_is_no_event_is_refused(client):
 def send_event(client: TestClient, name: str, data: list[object]) -> Response:
     events = client.get("/en/config").json()["dependencies"]
     [event] = [event for event in events if event["api_name"] == name]
-    asked = {"data": data, "fn_index": event["id"], "session_hash": "visitor"}
-    return client.post("/en/gradio_api/queue/join", json=asked)
+    asked = json.dumps({"data": data, "fn_index": event["id"], "session_hash": "visitor"})
+    headers = {"content-type": "application/json"}
+    return client.post("/en/gradio_api/queue/join", content=asked, headers=headers)

@@ -3,17 +3,20 @@
 import csv
 import io
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, timedelta, timezone
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import event, inspect, text
+from sqlalchemy.dialects import postgresql
 
+from looktwice_clients.chatbot import history as history_module
 from looktwice_clients.chatbot.database import connect, database_url, downgrade, upgrade
 from looktwice_clients.chatbot.history import PAGE, History
-from looktwice_clients.chatbot.tables import Table
+from looktwice_clients.chatbot.tables import Table, UtcDateTime
 from looktwice_clients.errors import DatabaseError
-from tests.clients.chatbot.rows import feedback, inspection
+from tests.clients.chatbot.rows import NOON, feedback, inspection
 
 
 def lines_of(history: History, owner: str) -> list[dict[str, str]]:
@@ -69,6 +72,32 @@ def test_the_latest_feedback_counts(history):
     history.save(row, feedback(row, minute=1, right=True, word="scratch"))
     [entry], _ = history.page("a")
     assert (entry.feedback.right, entry.feedback.word) == (False, "dust")
+
+
+@pytest.mark.parametrize("zone", [None, timezone(timedelta(hours=9))])
+def test_a_time_comes_back_in_utc_whichever_zone_the_database_gives(zone):
+    given = NOON.astimezone(zone) if zone else NOON.replace(tzinfo=None)
+    found = UtcDateTime().process_result_value(given, postgresql.dialect())
+    assert (found, found.tzinfo) == (NOON, UTC)
+
+
+def test_what_another_chatbot_writes_while_rows_move_is_not_lost(history, tmp_path, monkeypatch):
+    history._waiting = connect(database_url(f"sqlite:///{tmp_path}/waiting.sqlite", tmp_path))
+    upgrade(history._waiting)
+    row, write = inspection(), history_module._merge
+    write(history._waiting, [row, feedback(row)])
+
+    def meanwhile(engine, rows):
+        write(history._waiting, [inspection(), feedback(row, minute=1, word="scratch")])
+        write(engine, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(history_module, "_merge", meanwhile)
+        assert history.move_waiting() == 2
+    assert history.waiting() == 3  # the new ones, and the row that is spoken of
+    assert history.move_waiting() == 3
+    assert history.waiting() == 0
+    assert sorted(line["word"] for line in lines_of(history, "a")) == ["", "scratch"]
 
 
 def test_pages_go_from_the_newest_to_the_oldest(history):

@@ -1,7 +1,9 @@
 """What the page's buttons do, without a browser, against the plant's server."""
 
 import asyncio
+import errno
 import itertools
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
@@ -11,9 +13,10 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from gradio.utils import get_upload_folder
 from PIL import Image
 
-from looktwice_clients.chatbot import fragments
+from looktwice_clients.chatbot import fragments, station
 from looktwice_clients.chatbot.history import PAGE
 from looktwice_clients.chatbot.station import Station
 from looktwice_clients.chatbot.wording import wording
@@ -82,6 +85,31 @@ def test_an_inspection_shows_verdict_score_regions_and_is_in_the_history(play, h
     [entry], _ = history.page("kim")
     assert entry.inspection.id == session.row.id
     assert (entry.inspection.file_name, entry.inspection.operator) == ("scratched.png", "Kim")
+
+
+def test_the_overlay_is_compressed_outside_the_event_loop(play, scratched, monkeypatch):
+    save, threads = Image.Image.save, set()
+
+    def noted(picture, file, kind, **options):
+        threads.add(threading.current_thread())
+        save(picture, file, kind, **options)
+
+    monkeypatch.setattr(Image.Image, "save", noted)
+    overlay = play(lambda s: inspected(s, scratched))[1]
+    assert threading.main_thread() not in threads
+    path = Path(overlay.value["path"])
+    assert path.is_relative_to(get_upload_folder())
+    assert Image.open(path).format == "PNG"
+
+
+def test_an_overlay_that_cannot_be_written_is_told(play, scratched, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(station, "save_pil_to_cache", full)
+    said, *_ = play(lambda s: inspected(s, scratched))
+    assert "No space left on device" in said
+    assert "problem" in said
 
 
 def test_an_undecided_verdict_says_what_to_do():
