@@ -16,6 +16,7 @@ SettingsError                 the server cannot start like this
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
+from typing import ClassVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -27,6 +28,7 @@ class RequestError(Exception):
     """The request cannot be served; the message says what to do."""
 
     status = HTTPStatus.BAD_REQUEST
+    headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         """Take the sentence for the caller and the request's key that it is about."""
@@ -72,6 +74,8 @@ class StoreFull(RequestError):  # noqa: N818
     """There is no room for another reference."""
 
     status = HTTPStatus.INSUFFICIENT_STORAGE
+    # OpenAI's clients would send all pictures again.
+    headers: ClassVar = {"x-should-retry": "false"}
 
 
 class BodyTooLarge(RequestError):  # noqa: N818
@@ -117,7 +121,7 @@ def error_response(
 async def request_error_response(_request: Request, error: Exception) -> JSONResponse:
     """The answer to a RequestError."""
     assert isinstance(error, RequestError)
-    return error_response(error.status, str(error), error.param)
+    return error_response(error.status, str(error), error.param, error.headers)
 
 
 async def http_error_response(request: Request, error: Exception) -> JSONResponse:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from looktwice_adapters.expert import Calibration
-from looktwice_server.errors import StoreFull
+from looktwice_server.errors import StoreFull, request_error_response
 from looktwice_server.inspections import Crops, Inspections
 from looktwice_server.processor import crop_grid
 from looktwice_server.reference_store import ReferenceStore
@@ -102,6 +102,11 @@ def test_the_default_memory_holds_what_five_percent_needs_of_large_pictures():
     assert (rows, columns) == (4, 5)
     tokens = (1 + rows * columns) * 729 * 4 * 1152 * 2  # bytes, in half precision
     assert 19 * tokens <= Settings().reference_tokens_mb * 2**20
+
+
+def test_openais_clients_do_not_repeat_what_has_no_room():
+    answer = asyncio.run(request_error_response(None, StoreFull("no room")))
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (507, "false")
 
 
 def test_the_store_is_cleaned_every_hour_whatever_befalls_it(
