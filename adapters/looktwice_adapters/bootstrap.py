@@ -48,12 +48,18 @@ def draw(
 
 
 def mean_draws(products: Sequence[Draws]) -> Draws:
-    """Draws of the mean over products, of those that have the figure: draw by draw."""
+    """Draws of the mean over products, draw by draw.
+
+    Args:
+        products: draws of the figures that each product has, as many of each.
+
+    Returns:
+        The mean of the products that have the figure; nan where the draw of one of them is.
+    """
     names = dict.fromkeys(name for draws in products for name in draws)
     return {
-        name: np.mean([draws[name] for draws in products if _complete(draws, name)], axis=0)
+        name: np.mean([draws[name] for draws in products if name in draws], axis=0)
         for name in names
-        if any(_complete(draws, name) for draws in products)
     }
 
 
@@ -106,9 +112,11 @@ class PixelCurves:
         )
 
     def figures(self, drawn: NDArray[np.int64]) -> dict[str, float]:
-        """Pixel AUROC, AP and AUPRO of the pictures with these indices."""
+        """Pixel AUROC, AP and AUPRO of the pictures with these indices; nan with one class only."""
         times = np.bincount(drawn, minlength=len(self.sizes)).astype(np.float64)
         normals, defects = times @ self.sizes
+        if not normals or not defects:
+            return dict.fromkeys(("pixel_auroc", "pixel_ap", "aupro"), float("nan"))
         false = np.concatenate([[0], times @ self.normal])
         true = np.concatenate([[0], times @ self.defect])
         rate, recall = false / normals, true / defects

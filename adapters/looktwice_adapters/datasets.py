@@ -5,6 +5,7 @@ or a folder of such folders; `layouts.py` reads the others. Crops are AnyRes' (L
 base view, then a grid.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,23 +51,32 @@ def products(root: Path) -> dict[str, Path]:
     Raises:
         ValueError: nothing below `root` has a test folder.
     """
-    folders = sorted({path.parent for path in root.rglob("test") if path.is_dir()})
+    folders = []
+    for path, names, _ in os.walk(root, followlinks=True):
+        folder = Path(path)
+        if "test" in names:
+            folders.append(folder)
+        above = {one.resolve() for one in (folder, *folder.absolute().parents)}
+        names[:] = [name for name in names if (folder / name).resolve() not in above]  # no circles
     if not folders:
         raise ValueError(f"{root} is not a data set: it has no folder test/good or test/<defect>")
     return {
-        root.name if folder == root else str(folder.relative_to(root)): folder for folder in folders
+        root.name if folder == root else str(folder.relative_to(root)): folder
+        for folder in sorted(folders)
     }
 
 
 def read_product(folder: Path, name: str | None = None) -> list[Sample]:
     """All pictures of one product, train and test, in alphabetical order."""
+    painted = pictures_in(folder / "ground_truth", "*/*")
+    masks = {(path.parent.name, path.stem): path for path in painted}
     return [
         Sample(
             path,
             name or folder.name,
             split,
             NORMAL if path.parent.name in NORMAL_FOLDERS else path.parent.name,
-            _masks_of(folder, path, split),
+            _masks_of(path, masks) if split == "test" else (),
         )
         for split in ("train", "test")
         for path in pictures_in(folder / split, "*/*")
@@ -78,13 +88,10 @@ def pictures_in(folder: Path, pattern: str = "*") -> list[Path]:
     return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in ENDINGS)
 
 
-def _masks_of(folder: Path, path: Path, split: str) -> tuple[Path, ...]:
-    truth = folder / "ground_truth" / path.parent.name
-    if split != "test" or not truth.is_dir():
-        return ()
-    stems = (f"{path.stem}_mask", path.stem)
-    candidates = (truth / f"{stem}{ending}" for stem in stems for ending in ENDINGS)
-    return tuple(mask for mask in candidates if mask.is_file())[:1]
+def _masks_of(path: Path, masks: dict[tuple[str, str], Path]) -> tuple[Path, ...]:
+    """The mask of a test picture, of those by kind and stem."""
+    names = ((path.parent.name, stem) for stem in (f"{path.stem}_mask", path.stem))
+    return tuple(masks[name] for name in names if name in masks)[:1]
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -114,9 +121,9 @@ def _opened(path: Path, read: Callable[[Image.Image], Image.Image]) -> Image.Ima
     try:
         with Image.open(path) as image:
             return read(image)
-    except (OSError, SyntaxError, UnreadPictureError) as error:
+    except Exception as error:  # Pillow's readers report a broken file by whatever went wrong in it
         reason = getattr(error, "strerror", None) or "cannot be read as a picture"
-        if isinstance(error, UnreadPictureError):
+        if isinstance(error, UnreadPictureError | Image.DecompressionBombError):
             reason = str(error)
         raise ValueError(f"{path}: {reason}") from error
 

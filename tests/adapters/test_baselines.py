@@ -107,6 +107,22 @@ def test_patch_memories_find_what_the_references_do_not_have(samples, kind):
     assert 30 / 80 - 0.1 <= column / width <= 50 / 80 + 0.1
 
 
+@pytest.mark.filterwarnings("ignore:Argument embeddings")  # which anomalib gives itself
+def test_a_coreset_is_the_seeds_and_the_global_generator_is_left_alone(samples):
+    def kept(seed):
+        judge = baseline("patchcore:tf_efficientnet_lite0@random", 0)
+        judge.seed = seed
+        judge.prepare("cup", samples[0] * 6)  # more than keep every patch
+        return judge.model.memory_bank
+
+    np.random.seed(1)
+    wanted = np.random.random()
+    np.random.seed(1)
+    first = kept(0)
+    assert np.random.random() == wanted
+    assert torch.equal(first, kept(0))
+
+
 @pytest.mark.parametrize(("kind", "given", "least"), [("patchcore", 0, 1), ("padim", 1, 2)])
 def test_patch_memories_say_how_many_references_they_need(samples, kind, given, least):
     with pytest.raises(ReferencesError, match=f"--shots {least} or more"):

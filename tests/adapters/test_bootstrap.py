@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,20 @@ def test_a_figure_that_no_draw_has_gets_no_interval():
 def test_the_mean_is_drawn_over_the_products_that_have_the_figure():
     mean = mean_draws([{"x": np.array([0.0, 1.0])}, {"x": np.array([1.0, 1.0])}, {}])
     assert mean["x"].tolist() == [0.5, 1.0]
+
+
+def test_a_mean_has_no_interval_where_a_draw_of_one_product_has_no_figure():
+    mean = mean_draws([{"x": np.array([0.0, 1.0])}, {"x": np.array([np.nan, 1.0])}])
+    assert intervals(mean) == {}
+
+
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_curves_of_one_class_have_no_figure_and_warn_of_nothing(drawn):
+    masks = [np.ones((4, 4), bool), np.zeros((4, 4), bool)]
+    curves = PixelCurves.of(masks, [np.ones((4, 4), np.float32)] * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(list(curves.figures(np.array([drawn, drawn])).values())).all()
 
 
 def test_the_same_seed_draws_the_same():

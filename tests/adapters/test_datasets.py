@@ -1,10 +1,19 @@
+import struct
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import LlavaOnevisionImageProcessor
 
-from looktwice_adapters.datasets import AnyRes, products, read_mask, read_product
+from looktwice_adapters import datasets
+from looktwice_adapters.datasets import (
+    AnyRes,
+    products,
+    read_image,
+    read_mask,
+    read_product,
+)
 
 SIZES = [(354, 512), (512, 512), (224, 224), (200, 460), (600, 130), (333, 777), (9, 40)]
 
@@ -88,3 +97,35 @@ def test_every_colour_of_a_mask_but_black_counts(folder):
     painted.save(folder / "cup" / "ground_truth" / "hole" / "0_mask.png")
     mask = read_mask(read_product(folder / "cup")[3], (20, 40))
     assert np.array_equal(mask, pixels > 0)
+
+
+def test_a_mask_may_end_in_capitals(folder):
+    truth = folder / "cup" / "ground_truth" / "hole"
+    (truth / "0_mask.png").rename(truth / "0_mask.PNG")
+    (truth / "1.Bmp").symlink_to("0_mask.PNG")
+    assert [read_mask(sample, (20, 40)).sum() for sample in read_product(folder / "cup")[3:]] == [
+        *(50, 50)
+    ]
+
+
+def test_products_are_found_through_links_and_a_circle_ends(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("linked")
+    (root / "mug").symlink_to(folder / "cup")
+    (folder / "cup" / "train" / "up").symlink_to(folder)
+    assert products(root) == {"mug": root / "mug"}
+    assert len(read_product(root / "mug")) == 5
+
+
+def test_a_picture_too_large_and_a_broken_file_are_named(folder, monkeypatch):
+    path = folder / "cup" / "test" / "good" / "0.png"
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(ValueError, match=r"good/0\.png: Image size \(800 pixels\) exceeds"):
+            read_image(path)
+
+    def broken(_):
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr(datasets, "to_rgb", broken)
+    with pytest.raises(ValueError, match=r"good/0\.png: cannot be read as a picture"):
+        read_image(path)

@@ -3,6 +3,8 @@
 import csv
 import html.parser
 import json
+import os
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,7 +24,8 @@ from looktwice_adapters.evaluate.run import baseline_row, judge_row, read_produc
 from looktwice_adapters.metrics import Metrics
 from looktwice_clients.cli import run
 
-EXPERT = str(Path(__file__).parents[2] / "models" / "nano" / "expert.safetensors")
+NANO = Path(__file__).parents[2] / "models" / "nano"
+EXPERT = str(NANO / "expert.safetensors")
 DOCUMENTED = """image_auroc image_ap image_f1max pixel_auroc pixel_ap aupro verdict_accuracy
 verdict_precision verdict_recall verdict_f1 answer_accuracy ece shortcut_auroc n_normal
 n_anomalous""".split()
@@ -323,6 +326,104 @@ def test_a_baseline_that_cannot_run_is_a_row_that_says_so(cups, monkeypatch):
     assert "clip:X: not run" in table(report)
 
 
+def test_an_unexpected_error_ends_its_row_and_not_the_run(cups, tmp_path, monkeypatch, capsys):
+    def breaks(argument, seed):
+        raise KeyError(argument)
+
+    class Forgetful(Known):
+        def close(self):
+            raise RuntimeError("no file to close")
+
+    from looktwice_adapters.evaluate import baselines
+
+    monkeypatch.setitem(baselines.BASELINES, "clip", breaks)
+    monkeypatch.setitem(baselines.BASELINES, "padim", lambda *_: Forgetful(lambda _: [][1]))
+    monkeypatch.setitem(baselines.BASELINES, "memory", lambda *_: Forgetful(perfect))
+    named = [word for spec in ("clip:x", "padim", "memory") for word in ("--baseline", spec)]
+    assert run(["evaluate", str(cups), *named, "--draws", "0", "--out", str(tmp_path / "out")]) == 1
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "clip:x was not run: KeyError: 'x'; " in line
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["mean"]["image_auroc"] is not None
+    assert found["baselines"]["known (padim)"]["not_run"] == "IndexError: list index out of range"
+    assert found["baselines"]["known (memory)"]["ended_early"] == "RuntimeError: no file to close"
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_missing_extra_is_named_in_the_baselines_row(monkeypatch):
+    def missing(argument, seed):
+        raise ModuleNotFoundError("No module named 'anomalib'", name="anomalib")
+
+    from looktwice_adapters.evaluate import baselines
+
+    monkeypatch.setitem(baselines.BASELINES, "clip", missing)
+    row = baseline_row("clip", 0, {}, 0)
+    assert row.problem == "it needs anomalib: pip install 'looktwice[evaluate]'"
+
+
+def test_references_that_leave_no_test_picture_are_refused(cups):
+    shutil.rmtree(cups / "train")
+    shutil.rmtree(cups / "test" / "hole")
+    with pytest.raises(ValueError, match="cup has no test pictures left after --shots 5"):
+        read_products([cups], shots=5)
+
+
+def test_a_mean_has_the_interval_of_the_products_that_have_the_figure(cups, tmp_path):
+    """Of one product's two masks one is empty: some draws have no defective pixel."""
+    shutil.copytree(cups, tmp_path / "mug")
+    for index in range(2, 5):
+        (tmp_path / "mug" / "test" / "hole" / f"{index}.png").unlink()
+    Image.new("L", (80, 64)).save(tmp_path / "mug" / "ground_truth" / "hole" / "1_mask.png")
+    shutil.copytree(cups / "test" / "good", tmp_path / "plain" / "test" / "good")
+    products = read_products([cups, tmp_path / "mug", tmp_path / "plain"])
+    row = judge_row(Known(perfect), products, 40)
+    assert row.products["mug"].metrics.pixel_auroc is not None
+    assert "pixel_auroc" not in row.products["mug"].metrics.intervals
+    mean = row.mean()
+    assert "pixel_auroc" not in mean.intervals  # which is the mug's too
+    assert mean.intervals["image_auroc"] == (1, 1)  # the plain one has none
+
+
+def test_names_that_are_not_utf8_are_printed_and_written(cups, tmp_path, capsys):
+    product = os.fsencode(tmp_path) + b"/set/c\xffp"
+    shutil.copytree(os.fsencode(cups), product)
+    os.rename(product + b"/test/good/0.png", product + b"/test/good/\xff.png")
+    out = tmp_path / "out"
+    arguments = ("--draws", "2", "--out", str(out))
+    assert run(["evaluate", str(tmp_path / "set"), *arguments]) == 0
+    assert "set/c\\udcffp" in capsys.readouterr().out
+    assert "\\udcff.png" in (out / "images.csv").read_text()
+    assert "set/c\\udcffp" in (out / "metrics.csv").read_text()
+    assert "\\udcff.png" in (out / "report.html").read_text()
+
+
+def test_the_table_is_printed_before_the_files_are_written(cups, tmp_path, monkeypatch, capsys):
+    def disk_full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("looktwice_adapters.evaluate.results.write_csv", disk_full)
+    assert run(["evaluate", str(cups), "--draws", "0", "--out", str(tmp_path / "out")]) == 1
+    assert "cup " in capsys.readouterr().out
+
+
+def test_a_decoders_row_and_settings_say_so(cups, monkeypatch, capsys, tmp_path):
+    from looktwice_adapters.detector import Detector
+    from looktwice_adapters.evaluate.report import write_html as written
+
+    load, pages = Detector.from_folder, []
+    monkeypatch.setattr(Detector, "from_folder", lambda folder, _: load(folder))
+    monkeypatch.setattr(
+        "looktwice_adapters.evaluate.report.write_html",
+        lambda report, path: pages.append(report) or written(report, path),
+    )
+    flags = ("--decoder", EXPERT, "--draws", "0", "--limit", "2", "--json")
+    assert run(["evaluate", str(cups), *flags, "--out", str(tmp_path / "out")]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert settings["decoder"] == EXPERT
+    assert settings["ask"] is None
+    assert pages[0].ours.name == "nano with expert.safetensors"
+
+
 def test_nano_is_measured_and_everything_is_written(cups, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(["evaluate", str(cups), "--draws", "20", "--json", "--out", str(out)]) == 0
@@ -347,6 +448,15 @@ def test_references_and_the_memory_bank_are_measured_in_process(cups, capsys):
     assert memory["mean"]["verdict_accuracy"] is None
 
 
+def test_baselines_of_one_name_are_told_apart(cups, capsys):
+    specs = ("memory", f"memory:{NANO}")
+    named = [word for spec in specs for word in ("--baseline", spec)]
+    arguments = ("--shots", "2", "--limit", "2", "--draws", "0", "--json")
+    assert run(["evaluate", str(cups), *named, *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)["baselines"]
+    assert list(found) == [f"memory bank of nano ({spec})" for spec in specs]
+
+
 def test_a_table_in_percent_is_printed_without_json(cups, capsys):
     assert run(["evaluate", str(cups), "--draws", "0", "--limit", "4"]) == 0
     first, second = capsys.readouterr().out.splitlines()
@@ -365,6 +475,20 @@ def test_a_table_in_percent_is_printed_without_json(cups, capsys):
         (["{cups}", "--url", "http://127.0.0.1:9/v1", "--decoder", EXPERT], 2, "leave out --model"),
         (["{cups}", "--model", "{cups}"], 1, "holds no config.json"),
         (["{cups}", "--decoder", EXPERT], 1, "expert.safetensors holds no decoder"),
+        (["--answers", "--url", "x", "--questions", EXPERT], 2, "name a DATASET_DIR"),
+        (["--baseline", "clip", "--url", "x", "--questions", EXPERT], 2, "name a DATASET_DIR"),
+        (["{cups}", "--ask", "Is it?"], 2, "give --answers too"),
+        (["{cups}", "--images", "{cups}"], 2, "give its FILE.json"),
+        (["{cups}", "--judge", "http://127.0.0.1:9/v1"], 2, "give its FILE.json"),
+        (
+            ["--url", "x", "--questions", EXPERT, "--questions", str(NANO / "expert.json")],
+            *(2, "two files are called expert; rename one"),
+        ),
+        (
+            ["{cups}", "--baseline", "memory", "--baseline", "memory"],
+            *(2, "--baseline memory is given twice"),
+        ),
+        (["{cups}", "--seed", "-1"], 2, "-1 is not in the range x>=0"),
         (["{cups}", "--shots", "9"], 1, "cup has 6 pictures in train/good"),
         (["{cups}", "--baseline", "memory"], 1, "the memory bank needs --shots 1 or more"),
         (["{cups}", "--url", "http://127.0.0.1:9/v1"], 1, "no answer from http://127.0.0.1:9/v1"),

@@ -76,6 +76,7 @@ def test_answers_are_asked_in_words_and_counted(cups, capsys):
     asked = server.bodies("/v1/chat/completions")
     assert len(asked) == 10
     assert question_in(asked[0]) == "Is there a defect in this picture?"
+    assert json.loads(printed.out)["settings"]["ask"] == question_in(asked[0])
     assert all(body["temperature"] == 0 and len(pictures_in(body)) == 1 for body in asked)
     assert all("inspection" not in body for body in asked)
 
@@ -364,6 +365,30 @@ def test_a_file_of_another_shape_is_refused_in_one_line_before_anything_is_measu
     assert says in line
 
 
+@pytest.mark.parametrize(
+    ("reply", "mark"),
+    [
+        ("8", 0.8),
+        ("**8**", 0.8),
+        ("10", 1),
+        ("10 of 10", 1),
+        ("0", 0),
+        ("0/10", 0),
+        ("8.5 / 10", 0.85),
+        ("Of the 2 defects one is named: 6/10", 0.6),
+        ("On a scale of 1 to 10: 8", 0.8),
+        ("From 1 (wrong) to 10 (as good as the reference): 7.", 0.7),
+        ("1-10", None),
+        ("100", None),
+        ("none", None),
+    ],
+)
+def test_a_mark_is_read_from_a_reply(reply, mark):
+    from looktwice_adapters.evaluate.reasoning import read_mark
+
+    assert read_mark(reply) == mark
+
+
 LETTERS = {"A": "Broken piece.", "B": "Water stain.", "C": "Top left.", "D": "Top."}
 
 
@@ -375,6 +400,15 @@ LETTERS = {"A": "Broken piece.", "B": "Water stain.", "C": "Top left.", "D": "To
         ("B. Water stain.", "B"),
         ("Answer: B.", "B"),
         ("The correct answer is b.", "B"),
+        ("**B**", "B"),
+        ("[B]", "B"),
+        ("`B`", "B"),
+        ("'B'", "B"),
+        ("**Answer:** B", "B"),
+        ("The correct answer is **B**", "B"),
+        ("B is correct", "B"),
+        ("B\n\nThe top left is fine.", "B"),
+        ("A **water stain** is visible.", "B"),
         ("A water stain is visible.", "B"),
         ("The defect is top left.", "C"),
         ("At the top of it.", "D"),
@@ -394,7 +428,12 @@ def test_an_answer_names_an_option_by_letter_or_words(said, letter):
 
 @pytest.mark.parametrize(
     ("said", "letter"),
-    [("An anomaly? Yes, and no doubt.", "A"), ("I cannot see it: yes or no", "A"), ("Oh no", "B")],
+    [
+        ("An anomaly? Yes, and no doubt.", "A"),
+        ("A is wrong, no.", "B"),
+        ("I cannot see it: yes or no", "A"),
+        ("Oh no", "B"),
+    ],
 )
 def test_options_are_found_as_words_and_not_inside_others(said, letter):
     from looktwice_adapters.evaluate.multiple_choice import chosen_letter

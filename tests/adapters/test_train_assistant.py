@@ -261,6 +261,32 @@ def test_a_run_with_another_expert_or_other_images_is_not_resumed(file, tmp_path
         train_assistant(NANO, None, moved, stage, SCHEDULE, out, True)
 
 
+def test_a_run_with_other_weights_in_a_folder_of_that_name_is_not_resumed(file, tmp_path):
+    conversations, stage, out = read_conversations(file), Stage2(lora_rank=4), tmp_path / "out"
+    train_assistant(NANO, None, conversations, stage, replace(SCHEDULE, steps=0), out)
+    other = tmp_path / "nano"
+    shutil.copytree(NANO, other)
+    state = load_file(NANO / "model.safetensors")
+    name = next(name for name in state if name.startswith("language_model"))
+    state[name] = state[name] + 0.01
+    save_file(state, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(TrainingError, match=r"other options \(model\)"):
+        train_assistant(other, None, conversations, stage, SCHEDULE, out, True)
+
+
+def test_a_parents_log_and_record_are_not_the_childs(tmp_path):
+    shutil.copytree(NANO, tmp_path / "parent")
+    (tmp_path / "out").mkdir()
+    for name in ("log.jsonl", "training.json", "checkpoint.pt.draft"):
+        (tmp_path / "parent" / name).write_text("the parent's")
+        (tmp_path / "out" / name).write_text("its own")
+    model, _, _ = load_assistant(NANO, Stage2())
+    write_like(tmp_path / "parent", model, tmp_path / "out")
+    for name in ("log.jsonl", "training.json", "checkpoint.pt.draft"):
+        assert (tmp_path / "out" / name).read_text() == "its own"
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
 def test_the_command_writes_a_checkpoint_like_the_one_it_began_with(file, tmp_path):
     out = tmp_path / "out"
     options = ["--conversations", str(file), "--out", str(out), "--lora", "4", "--steps", "2"]

@@ -1,5 +1,6 @@
 """AnomalyGPT's training: lessons as the server sees pictures, resumable steps, a file."""
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -29,7 +30,7 @@ from looktwice_adapters.train.decoder import (
 )
 from looktwice_adapters.train.features import keep_plan
 from looktwice_adapters.train.lessons import Towers, make_lessons, places
-from looktwice_adapters.train.run import Run, Schedule
+from looktwice_adapters.train.run import Run, Schedule, TrainingError
 from looktwice_adapters.train.sequences import IGNORED, SequenceWriter
 from looktwice_adapters.train.tokenizer import kept_tokenizer
 
@@ -141,6 +142,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(towers, lessons, writer, tmp_
         assert torch.equal(value, before[name]), name  # the language model is frozen
 
 
+def test_a_run_with_another_language_model_is_not_resumed(towers, lessons, writer, tmp_path):
+    trained(towers, lessons, writer, tmp_path, 0)
+    other = copy.deepcopy(towers.model)
+    with torch.no_grad():
+        next(other.model.language_model.parameters())[0] += 0.01
+    with pytest.raises(TrainingError, match=r"other options \(model\)"):
+        trained(Towers(towers.detector, other), lessons, writer, tmp_path, 1, resume=True)
+
+
 def test_training_brings_the_map_to_the_defects_and_the_loss_down(
     towers, lessons, writer, tmp_path
 ):
@@ -172,6 +182,8 @@ def test_the_command_writes_a_decoder_that_fits_its_checkpoint(tmp_path, monkeyp
     picture = np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)
     assert 0 <= detector.judge(picture).score <= 1
     assert detector.judging.config.text_tower == "ViT-B-32 untrained"
+    plan = json.loads((tmp_path / "lessons" / "plan.json").read_text())
+    assert isinstance(plan["model"], int)  # hash of its weights, of which lessons are made too
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from looktwice_adapters.train.run import Run, Schedule, TrainingError, refuse_overwriting
+from looktwice_clients.cli import run as looktwice
 
 SCHEDULE = Schedule(8, 0.1, warmup=2, save_every=3, log_every=2)
 
@@ -188,6 +189,26 @@ def test_the_first_of_two_processes_makes_the_experts_data_and_writes_the_result
         "plan.json",
         "shard-0000.pt",
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("synthesis", ("--columns", "0")),
+        ("synthesis", ("--seed", "-1")),
+        ("nano-assistant", ("--looks", "0")),
+        ("nano-assistant", ("--seed", "-1")),
+        ("tower", ("--seed", "-1")),
+        ("expert", ("--seed", "-1")),
+        ("decoder", ("--seed", "-1")),
+        ("dialogue", ("--seed", "-1")),
+        ("assistant", ("--seed", "-1")),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, command, flags):
+    assert looktwice(["train", command, "--out", str(tmp_path / "out"), *flags]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert f"'{flags[0]}': {flags[1]} is not in the range" in line
 
 
 def test_the_first_of_two_processes_writes_the_tower(tmp_path):

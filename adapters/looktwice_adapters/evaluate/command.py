@@ -1,6 +1,7 @@
 """`looktwice evaluate`: data set folders -> a table of figures, JSON, CSV and an HTML report."""
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,7 @@ QUESTION = "Is there a defect in this picture?"
 @click.option(
     "--ask",
     "question",
-    default=QUESTION,
-    show_default=True,
-    help="What --answers asks; yes must mean a defect.",
+    help=f"What --answers asks; yes must mean a defect.  [default: {QUESTION}]",
 )
 @click.option(
     "--shots",
@@ -49,7 +48,13 @@ QUESTION = "Is there a defect in this picture?"
     type=click.IntRange(1),
     help="At most this many test pictures a product, and pictures a file of questions.",
 )
-@click.option("--seed", default=0, show_default=True, help="What --shots and --limit draw.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="What --shots and --limit draw.",
+)
 @click.option(
     "--draws",
     type=click.IntRange(0),
@@ -96,7 +101,7 @@ def evaluate(
     decoder: Path | None,
     url: str | None,
     answers: bool,
-    question: str,
+    question: str | None,
     shots: int,
     limit: int | None,
     seed: int,
@@ -130,6 +135,17 @@ def evaluate(
         raise click.UsageError("--answers and --questions ask a server: give its --url")
     if url and (model or decoder):
         raise click.UsageError("--url measures what the server runs: leave out --model, --decoder")
+    if (answers or baselines) and not datasets:
+        raise click.UsageError("--answers and --baseline need a data set: name a DATASET_DIR")
+    if question is not None and not answers:
+        raise click.UsageError("--ask says what --answers asks: give --answers too")
+    question = question or QUESTION
+    if (images or marker) and not questions:
+        raise click.UsageError("--images and --judge need --questions: give its FILE.json")
+    if same := _twice([path.stem for path in questions]):
+        raise click.UsageError(f"--questions: two files are called {same}; rename one")
+    if same := _twice(baselines):
+        raise click.UsageError(f"--baseline {same} is given twice")
     from looktwice_adapters.evaluate.baselines import BASELINES
 
     for spec in baselines:
@@ -154,6 +170,8 @@ def evaluate(
             out.mkdir(parents=True, exist_ok=True)
         folder = None if url else (model or shipped_checkpoint()).resolve()
         settings["model"] = url or str(folder)
+        settings["decoder"] = decoder and str(decoder.resolve())
+        settings["ask"] = question if answers else None
         judge: ExpertJudge | ServerJudge | None = None
         if datasets:
             judge = ExpertJudge(folder, decoder) if folder else ServerJudge(str(url))
@@ -165,20 +183,27 @@ def evaluate(
             ask = run.yes_or_no(chat, question, judge)
         ours = run.judge_row(judge, products, draws, ask)
         settings["expert"] = judge.expert
-        others = [run.baseline_row(spec, seed, products, draws) for spec in baselines]
+        rows = [run.baseline_row(spec, seed, products, draws) for spec in baselines]
+        others = run.told_apart(ours, rows, baselines)
     for file in asked:
         assert chat is not None  # --questions without --url was refused
         reasoning[file.name], said[Path(file.name).stem] = run.ask_questions(file, chat, marks)
     settings |= {"shots": shots, "limit": limit, "seed": seed, "draws": draws}
     report = Report(ours, tuple(others), reasoning, settings)
+    shown = json.dumps(report.as_json()) if as_json else table(report)
+    click.echo(shown.encode("utf-8", "backslashreplace").decode())  # a name need not be UTF-8
     if out is not None:
         from looktwice_adapters.evaluate.report import write_html
 
         (out / "metrics.json").write_text(json.dumps(report.as_json(), indent=1))
-        for name, rows in said.items():
-            (out / f"{name}_answers.json").write_text(json.dumps(rows, indent=1))
+        for name, answered in said.items():
+            (out / f"{name}_answers.json").write_text(json.dumps(answered, indent=1))
         write_csv(report, out)
         write_html(report, out / "report.html")
-    click.echo(json.dumps(report.as_json()) if as_json else table(report))
     if report.problems:
         raise click.ClickException("; ".join(report.problems))
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """The first name that comes a second time, if any does."""
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)

@@ -1,4 +1,4 @@
-"""A checkpoint's expert in process as a judge of samples."""
+"""A checkpoint's expert, or the decoder in its place, in process as a judge of samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ class ExpertJudge:
 
     def __init__(self, folder: Path, decoder: Path | None = None) -> None:
         """Load the checkpoint of a folder; raises as `Detector.from_folder`."""
-        self.name = folder.resolve().name
+        self.name = folder.resolve().name + (f" with {decoder.name}" if decoder else "")
         self.detector = Detector.from_folder(folder, decoder)
         self.reference: Reference | None = None
-        self.expert: str | None = file_hash(decoder or expert_file(folder))
+        self.expert: str | None = file_hash(decoder or expert_file(folder))  # of what judges
 
     def prepare(self, product: str, references: Sequence[Sample]) -> None:
         """Make the product's reference, if there are normal pictures to make it of."""

@@ -50,7 +50,7 @@ def split(samples: Sequence[Sample], shots: int, seed: int) -> tuple[list[Sample
         the test; and the test pictures.
 
     Raises:
-        ValueError: there are too few normal pictures.
+        ValueError: there are too few normal pictures, or no others to test.
     """
     test = [sample for sample in samples if sample.split == "test"]
     train = [sample for sample in samples if sample.split == "train" and not sample.anomalous]
@@ -61,7 +61,10 @@ def split(samples: Sequence[Sample], shots: int, seed: int) -> tuple[list[Sample
             f"{test[0].product} has {len(pool)} pictures in {where}/{NORMAL}, --shots {shots}"
         )
     references = drawn(pool, shots, seed)
-    return references, [sample for sample in test if sample not in references]
+    left = [sample for sample in test if sample not in references]
+    if not left:
+        raise ValueError(f"{test[0].product} has no test pictures left after --shots {shots}")
+    return references, left
 
 
 def drawn(items: Sequence[T], limit: int | None, seed: int) -> list[T]:

@@ -23,9 +23,11 @@ INSTRUCTION = (
     "You are an industrial inspector who checks products by images. Answer with the option's "
     "letter from the given choices directly."
 )
+# A letter by itself: at a line's end, before a mark such as Markdown's, or in "B is correct".
 _LETTER = re.compile(
-    r"\W*(?:(?:the|correct|best|answer|option|choice|is)\W+)*([A-Za-z])\s*(?:[).:,]|$)",
-    re.IGNORECASE,
+    r"[\W_]*(?:(?:the|correct|best|answer|option|choice|is)[\W_]+)*([a-z])"
+    r"(?:\s*(?:[]).:,;!}>]|$)|[*_`\"]|'(?!\w)|\s+is\b(?!\s+(?:not|wrong|incorrect|false)\b))",
+    re.IGNORECASE | re.MULTILINE,
 )
 
 

@@ -86,10 +86,19 @@ class PatchMemoryJudge:
         if isinstance(self.model, PadimModel):
             self.model.fit()
         elif len(references) > CORESET_FROM:
-            self.model.subsample_embedding(CORESET)
+            self._subsample(self.model)
         else:
             self.model.memory_bank = torch.vstack(self.model.embedding_store)
         self.model.eval()
+
+    def _subsample(self, model: PatchcoreModel) -> None:
+        """Choose the coreset by seed: anomalib projects by numpy's own generator."""
+        before = np.random.get_state()
+        np.random.seed(self.seed % 2**32)
+        try:
+            model.subsample_embedding(CORESET)
+        finally:
+            np.random.set_state(before)
 
     @torch.inference_mode()
     def judge(self, sample: Sample) -> Judgement:

@@ -1,5 +1,6 @@
 """One product's test pictures and a judge -> what was said of each, and the figures."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from zlib import crc32
@@ -121,7 +122,7 @@ def measure(cases: Sequence[Case], draws: int = 1000, seed: int = 0) -> ProductR
     Pictures are drawn by seed and the product's name: alike for every judge, so that judges can be
     compared draw by draw, and unlike for products, whose draws must be independent in the mean.
     """
-    seeds = [seed, crc32(cases[0].sample.product.encode())]
+    seeds = [seed, crc32(os.fsencode(cases[0].sample.product))]
     labels = np.array([case.sample.anomalous for case in cases])
     figures = _image_figures(cases)
     everybody = np.arange(len(cases))
@@ -154,7 +155,11 @@ def _thinned(cases: Sequence[Case]) -> list[Case]:
 def mean_result(results: Sequence[ProductResult]) -> Metrics:
     """The macro mean over products, with its intervals."""
     mean = mean_of([result.metrics for result in results])
-    mean.intervals.update(intervals(mean_draws([result.draws for result in results])))
+    drawn = [
+        {name: d for name, d in r.draws.items() if getattr(r.metrics, name) is not None}
+        for r in results
+    ]
+    mean.intervals.update(intervals(mean_draws(drawn)))
     return mean
 
 

@@ -24,6 +24,9 @@ MARKING = (
     "Question: {question}\nReference answer: {reference}\nAssistant's answer: {answer}\n\n"
     "Reply with one whole number from 1 (wrong) to 10 (as good as the reference), nothing else."
 )
+_SCALE = re.compile(r"\b[01](?:\s*\([^)]*\))?\s*(?:to|and|through|[-\u2013])\s*10\b", re.IGNORECASE)
+_NUMBER = r"(?<![\d.])(10(?:\.0+)?|\d(?:\.\d+)?)(?!\.?\d)"
+_OF_TEN = re.compile(rf"{_NUMBER}\s*(?:/|of|out of)\s*10\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Reply:
     answer: str
     rouge_l: float
     similarity: float
-    mark: float | None  # None: no judge, or no number in its reply
+    mark: float | None  # None: no judge, or no mark in its reply
 
 
 def read_dialogues(content: list[dict[str, Any]]) -> list[Dialogue]:
@@ -107,10 +110,20 @@ def _encoder() -> Any:
 
 
 def marked(judge: Chat, question: str, reference: str, answer: str) -> float | None:
-    """A language model's mark in [0.1, 1]; None where its reply holds none."""
-    reply = judge.ask(MARKING.format(question=question, reference=reference, answer=answer))
-    found = re.search(r"\b(10|[1-9])\b", reply)
-    return int(found[1]) / BEST_MARK if found else None
+    """A language model's mark in [0, 1]; None where its reply holds none."""
+    return read_mark(
+        judge.ask(MARKING.format(question=question, reference=reference, answer=answer))
+    )
+
+
+def read_mark(reply: str) -> float | None:
+    """The mark in [0, 1] that a reply gives: its first "8/10", else its first number up to 10.
+
+    A scale that is repeated, such as "1 to 10", is no mark.
+    """
+    given = _SCALE.sub(" ", reply)
+    found = _OF_TEN.search(given) or re.search(_NUMBER, given)
+    return float(found[1]) / BEST_MARK if found else None
 
 
 def reasoning_figures(replies: Sequence[Reply]) -> dict[str, Any]:

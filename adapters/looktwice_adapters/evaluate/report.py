@@ -35,6 +35,7 @@ def write_html(report: Report, path: Path) -> None:
             products=_products(report),
         ),
         encoding="utf-8",
+        errors="backslashreplace",  # a file's name need not be UTF-8
     )
 
 

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from looktwice_adapters.evaluate.product import Case, ProductResult, mean_result
 from looktwice_adapters.metrics import Metrics
@@ -164,7 +164,7 @@ def _reasoning_lines(report: Report) -> Iterator[str]:
 
 def write_csv(report: Report, folder: Path) -> None:
     """`metrics.csv`, a line a judge and product; `images.csv`, a line a judge and picture."""
-    with (folder / "metrics.csv").open("w", newline="") as out:
+    with _csv_file(folder / "metrics.csv") as out:
         names = [name for name in asdict(Metrics()) if name != "intervals"]
         bounds = [f"{name}_{end}" for name in COLUMNS for end in ("low", "high")]
         writer = csv.DictWriter(out, ["judge", "category", *names, *bounds], restval="")
@@ -182,13 +182,18 @@ def write_csv(report: Report, folder: Path) -> None:
                     if figure in COLUMNS
                 }
                 writer.writerow({"judge": row.name, "category": name, **values, **ends})
-    with (folder / "images.csv").open("w", newline="") as out:
+    with _csv_file(folder / "images.csv") as out:
         columns = "judge category path box kind anomalous score verdict answer".split()
         lines = csv.writer(out)
         lines.writerow(columns)
         for row in report.rows:
             for name, result in row.products.items():
                 lines.writerows([row.name, name, *_image_line(case)] for case in result.cases)
+
+
+def _csv_file(path: Path) -> TextIO:
+    """A file to write rows into; a picture's name in them need not be UTF-8."""
+    return path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
 
 
 def _image_line(case: Case) -> tuple[Any, ...]:

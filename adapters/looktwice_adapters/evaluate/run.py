@@ -1,6 +1,9 @@
 """One run of an evaluation: folders, judges and question files -> rows of results."""
 
 import json
+import os
+import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +13,7 @@ import openai
 
 from looktwice_adapters.answers import said_yes
 from looktwice_adapters.datasets import Sample
-from looktwice_adapters.evaluate.baselines import BaselineError, baseline
+from looktwice_adapters.evaluate.baselines import baseline, first_line
 from looktwice_adapters.evaluate.chat import Chat, one_line
 from looktwice_adapters.evaluate.judge import Judge, drawn, split
 from looktwice_adapters.evaluate.multiple_choice import (
@@ -32,7 +35,8 @@ from looktwice_adapters.evaluate.results import Row
 from looktwice_adapters.evaluate.server import ServerJudge
 from looktwice_adapters.layouts import read_dataset
 
-# What ends one judge, or one file of questions, but not the run with what it has measured.
+# What says itself what to do. Whatever else ends one judge, or one file of questions, is told with
+# its kind; neither ends the run with what it has measured.
 EXPECTED = (openai.APIError, ValueError, OSError)
 Products = dict[str, dict[str, tuple[list[Sample], list[Sample]]]]
 """Set -> product -> its references and its test pictures."""
@@ -84,28 +88,45 @@ def judge_row(
             for name, (references, test) in members.items():
                 cases = run_product(judge, test, references, ask)
                 sets.setdefault(set_name, {})[name] = measure(cases, draws)
-    except EXPECTED as error:
+    except Exception as error:
         problem = in_words(error)
     finally:
         try:
             judge.close()
-        except openai.APIError as error:
+        except Exception as error:
             problem = problem or in_words(error)
     return Row(judge.name, sets, problem)
 
 
 def in_words(error: Exception) -> str:
-    """An expected error in one line."""
-    return one_line(error) if isinstance(error, openai.APIError) else str(error)
+    """An error in one line; $LOOKTWICE_DEBUG also prints the traceback of an unexpected one."""
+    if isinstance(error, openai.APIError):
+        return one_line(error)
+    if isinstance(error, EXPECTED):
+        return str(error)
+    if os.environ.get("LOOKTWICE_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"it needs {error.name}: pip install 'looktwice[evaluate]'"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def baseline_row(spec: str, seed: int, products: Products, draws: int) -> Row:
     """A baseline's results, or the row that says why there are none."""
     try:
         judge = baseline(spec, seed)
-    except BaselineError as error:
-        return Row(spec, problem=str(error))
+    except Exception as error:
+        return Row(spec, problem=in_words(error))
     return judge_row(judge, products, draws)
+
+
+def told_apart(ours: Row, others: Sequence[Row], specs: Sequence[str]) -> list[Row]:
+    """The baselines' rows; behind a name that is not theirs alone stands what was asked for."""
+    names = Counter(row.name for row in (ours, *others))
+    return [
+        replace(row, name=f"{row.name} ({spec})") if names[row.name] > 1 else row
+        for row, spec in zip(others, specs, strict=True)
+    ]
 
 
 def yes_or_no(chat: Chat, question: str, judge: ServerJudge) -> Callable[[Sample], Asked]:
@@ -192,6 +213,6 @@ def ask_questions(
         else:
             replies.extend(ask_dialogues(chat, questions.dialogues, questions.folder, judge))
             figures = reasoning_figures(replies)
-    except EXPECTED as error:
+    except Exception as error:
         figures = {"not_run": in_words(error)}
     return figures, [*map(asdict, chosen), *map(asdict, replies)]

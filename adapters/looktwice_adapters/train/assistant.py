@@ -32,12 +32,15 @@ from looktwice_adapters.checkpoint import file_hash, load_expert
 from looktwice_adapters.train.conversations import Conversation, read_conversations
 from looktwice_adapters.train.frozen_sight import FrozenSight, Sight, read_section
 from looktwice_adapters.train.hub_format import hub_state_dict, write_json, write_weights
-from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
+from looktwice_adapters.train.run import LOG, Run, Schedule, all_processes, refuse_overwriting
 from looktwice_adapters.train.sequences import IGNORED, padded
 from looktwice_adapters.train.served_prompt import served_prompt
 from looktwice_adapters.train.tokenizer import phrase_token_ids
 
+MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin")  # that transformers reads
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.index.json")
+RECORD = "training.json"
+OWN_FILES = ("README.md", "SHA256SUMS", LOG, RECORD, "*.draft")  # of a checkpoint, or of its run
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,7 @@ def settings_of(
     said = [[*(message.text for message in one.messages), one.facts] for one in conversations]
     seen = [[str(path.resolve()) for path in one.pictures] for one in conversations]
     return settings | {
-        "model": folder.resolve().name,
+        "model": [file_hash(path) for files in MODEL_FILES for path in sorted(folder.glob(files))],
         "expert": file_hash(expert),
         "conversations": crc32(repr(said).encode()),
         "images": crc32(repr(seen).encode()),
@@ -253,11 +256,11 @@ def train_assistant(
 def write_like(folder: Path, model: LlavaOnevisionForConditionalGeneration, out: Path) -> Path:
     """Write the model's weights and, unchanged, every other file of the folder it came from.
 
-    Its model card and its hashes are of other weights.
+    Its model card and its hashes are of other weights, its log and record of another run.
     """
     for path in folder.iterdir():
-        weights = any(path.match(pattern) for pattern in WEIGHT_FILES)
-        if path.is_file() and not (weights or path.name in ("README.md", "SHA256SUMS")):
+        left_out = any(path.match(pattern) for pattern in (*WEIGHT_FILES, *OWN_FILES))
+        if path.is_file() and not left_out:
             shutil.copyfile(path, out / path.name)
     section = json.loads((folder / "config.json").read_text()).get("anomaly_expert")
     if section is not None:
@@ -355,7 +358,11 @@ def write_like(folder: Path, model: LlavaOnevisionForConditionalGeneration, out:
     help="Steps between checkpoints.",
 )
 @click.option(
-    "--seed", default=0, show_default=True, help="Of order, adapters and which facts are told."
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of order, adapters and which facts are told.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def assistant(
@@ -413,7 +420,5 @@ def assistant(
             "conversations": file_hash(conversations),
             "count": len(read),
         }
-        write_json(
-            out / "training.json", record | {"stage": asdict(stage), "schedule": asdict(schedule)}
-        )
+        write_json(out / RECORD, record | {"stage": asdict(stage), "schedule": asdict(schedule)})
         click.echo(f"{weights}: {file_hash(weights)}, {count} steps of {together} conversations")

@@ -64,8 +64,16 @@ def contact_sheet(library: PictureLibrary, seed: int, columns: int, side: int) -
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that `looktwice train pictures` filled; without it all scenes are drawn.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of scenes and defects.")
-@click.option("--columns", default=8, show_default=True, help="Pictures of each kind.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of scenes and defects."
+)
+@click.option(
+    "--columns",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Pictures of each kind.",
+)
 @click.option("--side", default=160, show_default=True, help="Pixels of one picture.")
 def synthesis(out: Path, pictures: Path | None, seed: int, columns: int, side: int) -> None:
     """Write a contact sheet of made-up defects: a row a kind, every other one outlined."""

@@ -35,6 +35,7 @@ from looktwice_adapters.train.expert import COVERED
 from looktwice_adapters.train.features import keep_plan
 from looktwice_adapters.train.lessons import Lesson, Towers, make_lessons
 from looktwice_adapters.train.nano_assistant import NanoAssistant
+from looktwice_adapters.train.options import weights
 from looktwice_adapters.train.pictures import index_hash, open_library
 from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 from looktwice_adapters.train.sequences import PictureSlots, Sequence, SequenceWriter
@@ -166,7 +167,11 @@ def train_decoder(
     resume: bool = False,
 ) -> AnomalyGPT:
     """Train on lessons; what comes back judges and is trained no more."""
-    settings = asdict(training) | {"lessons": len(lessons), "text": pupil.parts.config.text_tower}
+    settings = asdict(training) | {
+        "lessons": len(lessons),
+        "text": pupil.parts.config.text_tower,
+        "model": weights(pupil.listener.language_model),
+    }
     run = Run(pupil, schedule, folder, settings)
     if resume:
         run.resume()
@@ -218,7 +223,13 @@ def train_decoder(
     help="Pairs of made-up pictures.",
 )
 @click.option("--steps", default=400, show_default=True, help="Steps of 4 pairs.")
-@click.option("--seed", default=0, show_default=True, help="Of pictures, defects and batches.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of pictures, defects and batches.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def decoder(
     model: Path | None,
@@ -262,6 +273,7 @@ def decoder(
             library = PictureLibrary() if pictures is None else open_library(pictures)
             made_of = {
                 "expert": expert,
+                "model": weights(llava),
                 "pictures": pictures and str(pictures.resolve()),
                 "library": pictures and index_hash(pictures),
             }

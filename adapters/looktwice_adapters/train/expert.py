@@ -435,7 +435,13 @@ def without(folders: tuple[Path, ...], left_out: tuple[str, ...]) -> tuple[Path,
     help="Trained one after the other from other seeds; the map is their mean.",
 )
 @click.option("--workers", default=2, show_default=True, help="Processes that draw and encode.")
-@click.option("--seed", default=0, show_default=True, help="Of pictures, defects and batches.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of pictures, defects and batches.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def expert(
     out: Path,

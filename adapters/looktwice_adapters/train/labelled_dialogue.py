@@ -142,7 +142,13 @@ def of_data_set(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that `looktwice train pictures` filled; without it all scenes are drawn.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of pictures, defects and wording.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of pictures, defects and wording.",
+)
 def dialogue(
     out: Path,
     count: int,

@@ -302,8 +302,20 @@ def train_assistant(
 )
 @click.option("--text-steps", default=4000, show_default=True, help="Steps on text alone.")
 @click.option("--picture-steps", default=1000, show_default=True, help="Steps on real pictures.")
-@click.option("--looks", default=600, show_default=True, help="Pictures of the second stage.")
-@click.option("--seed", default=0, show_default=True, help="Of fresh weights, words and looks.")
+@click.option(
+    "--looks",
+    type=click.IntRange(1),
+    default=600,
+    show_default=True,
+    help="Pictures of the second stage.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of fresh weights, words and looks.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoints in --out.")
 def nano_assistant(
     tower: Path | None,

@@ -193,7 +193,13 @@ def train_tower(
 )
 @click.option("--steps", default=6000, show_default=True, help="Steps of 32 views.")
 @click.option("--limit", default=4000, show_default=True, help="Most pictures held in memory.")
-@click.option("--seed", default=0, show_default=True, help="Of fresh weights and views.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of fresh weights and views.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def tower(
     pictures: Path,
