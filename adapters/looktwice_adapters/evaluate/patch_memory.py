@@ -69,7 +69,8 @@ class PatchMemoryJudge:
             load_lite0(model.feature_extractor.feature_extractor, lite0_weights())
         return model
 
-    @torch.inference_mode()
+    # Not in inference mode, in which what anomalib's coreset subtracts is never given back.
+    @torch.no_grad()
     def prepare(self, product: str, references: Sequence[Sample]) -> None:
         """Fit to the references.
 
