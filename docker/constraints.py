@@ -14,9 +14,10 @@ PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
 
 def constraints(lock: str, installed: Iterable[tuple[str, str]]) -> list[str]:
     """Lines for pip: the installed names and versions, then the lock's that are not installed."""
-    kept = {normalised(name): version for name, version in installed}
-    added = {normalised(name): version for name, version in PIN.findall(lock)}
-    return [f"{name}=={version}" for name, version in sorted((added | kept).items())]
+    pins: dict[str, str] = {}
+    for name, version in (*installed, *PIN.findall(lock)):
+        pins.setdefault(normalised(name), version)  # of two that are installed the first is used
+    return [f"{name}=={version}" for name, version in sorted(pins.items())]
 
 
 def normalised(name: str) -> str:

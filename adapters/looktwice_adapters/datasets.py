@@ -51,13 +51,16 @@ def products(root: Path) -> dict[str, Path]:
     Raises:
         ValueError: nothing below `root` has a test folder.
     """
-    folders = []
+    folders, seen = [], set()
     for path, names, _ in os.walk(root, followlinks=True):
         folder = Path(path)
+        if (real := folder.resolve()) in seen:  # another link to it, or a circle
+            names.clear()
+            continue
+        seen.add(real)
+        names.sort(key=lambda name: (folder / name).is_symlink())  # the folder first
         if "test" in names:
             folders.append(folder)
-        above = {one.resolve() for one in (folder, *folder.absolute().parents)}
-        names[:] = [name for name in names if (folder / name).resolve() not in above]  # no circles
     if not folders:
         raise ValueError(f"{root} is not a data set: it has no folder test/good or test/<defect>")
     return {

@@ -200,10 +200,10 @@ def build(
     if copies:
         tokens = [part for pair in zip(tokens, copies, strict=True) for part in pair]
         owners = [owner for owner in owners for _ in range(2)]
-    known = ReferenceTokens.of(tokens, owners, size=patches)
-    bank = known.bank().to(dtype=torch.half)
+    reference_tokens = ReferenceTokens.of(tokens, owners, size=patches)
+    bank = reference_tokens.bank().to(dtype=torch.half)
     own = [
-        image_evidence(evidence(known.bank(index).to(dtype=torch.half), image))
+        image_evidence(evidence(reference_tokens.bank(index).to(dtype=torch.half), image))
         for index, image in enumerate(images)
         if len(images) > 1
     ]

@@ -63,15 +63,15 @@ class MemoryBank:
 
 @dataclass(frozen=True)
 class ReferenceTokens:
-    """What banks are made of: the images' tokens, whose each is, and which go together.
+    """What banks are made of: the images' tokens, whose each is, and their clusters.
 
-    A bank has a token for each group, the mean of its members. Without an image it is what the
-    others' tokens alone make of the groups, so that leaving one out leaves nothing of it behind.
+    A bank has a token for each cluster, the mean of its members. Without an image it is the mean
+    of the others' tokens: nothing of it is left in them, though the clusters were made with it.
     """
 
     levels: tuple[Tensor, ...]  # L of (n, C_l), of unit length
     owners: Tensor  # (n,) index of the reference image; augmented copies have their image's
-    groups: Tensor  # (n,) in [0, size)
+    clusters: Tensor  # (n,) which each belongs to, in [0, size)
     size: int
 
     @classmethod
@@ -83,11 +83,11 @@ class ReferenceTokens:
         size: int | None = None,
         seed: int = 0,
     ) -> "ReferenceTokens":
-        """Each token by itself, or as many groups as a bank may have tokens.
+        """Each token by itself, or as many clusters as a bank may have tokens.
 
-        Groups are of the tokens nearest to each centre of a greedy k-centre coreset. Beyond
+        A cluster is of the tokens nearest to a centre of a greedy k-centre coreset. Beyond
         `CANDIDATES` times the size both are of a random part of the tokens, and only that part is
-        converted from half precision. The same images and seed give the same groups.
+        converted from half precision. The same images and seed give the same clusters.
 
         Args:
             images: of each its levels, L tensors (B, N, C_l).
@@ -116,13 +116,13 @@ class ReferenceTokens:
 
     def bank(self, left_out: int | None = None) -> MemoryBank:
         """The bank of all images, or as if one, with its copies, had not been given."""
-        used = torch.ones_like(self.groups, dtype=torch.bool)
+        used = torch.ones_like(self.clusters, dtype=torch.bool)
         if left_out is not None:
             used = self.owners != left_out
-        groups = self.groups[used]
-        filled = torch.bincount(groups, minlength=self.size) > 0
+        clusters = self.clusters[used]
+        filled = torch.bincount(clusters, minlength=self.size) > 0
         sums = (
-            level.new_zeros(self.size, level.shape[1]).index_add_(0, groups, level[used])
+            level.new_zeros(self.size, level.shape[1]).index_add_(0, clusters, level[used])
             for level in self.levels
         )
         return MemoryBank(tuple(normalize(one[filled], dim=-1) for one in sums))
@@ -131,8 +131,8 @@ class ReferenceTokens:
 def coreset(levels: Sequence[Tensor], size: int, draw: torch.Generator) -> Tensor:
     """Indices (size,) of tokens that leave no other far away: greedy k-centres.
 
-    Distances are measured over all levels at once, so that a token stays or goes on all of them,
-    in a random projection.
+    Distances are measured over all levels at once, so that centres are the same on all of them, in
+    a random projection.
     """
     tokens = torch.zeros(len(levels[0]), PROJECTED)
     for level in levels:
@@ -145,17 +145,17 @@ def nearest(levels: Sequence[Tensor], centres: Tensor) -> Tensor:
     """Of each token (n,) which of the centres, indices of tokens, is the most like it."""
     found = []
     for rows in torch.arange(len(levels[0])).split(1024):
-        likeness = torch.zeros(len(rows), len(centres))
+        similarity = torch.zeros(len(rows), len(centres))
         for level in levels:
-            likeness += level[rows] @ level[centres].T
-        found.append(likeness.argmax(1))
+            similarity += level[rows] @ level[centres].T
+        found.append(similarity.argmax(1))
     return torch.cat(found)
 
 
 def best_similarity(query: Tensor, tokens: Tensor, budget: int) -> Tensor:
     """Each query's highest inner product with any of the tokens: (Q, C), (M, C) -> (Q,).
 
-    0 where there are no tokens, as of a reference whose only companion the coreset left out.
+    0 where there are no tokens, as of a reference whose only companion is not among the candidates.
 
     Args:
         query: (Q, C), float32.

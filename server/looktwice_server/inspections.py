@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, TypeVar
@@ -29,6 +30,20 @@ from looktwice_server import metrics, schemas
 from looktwice_server.errors import ExpertUnavailable, ReferenceOutdated
 from looktwice_server.processor import against, crop_grid, image_key
 from looktwice_server.settings import Settings
+
+
+def one_intraop_thread() -> None:
+    """Let torch work in this thread alone, for as long as it lives.
+
+    Maps are small: a second thread only waits for the core on which the worker is. The number is
+    read when a thread first asks for it, and would be that of the process, which vLLM's renderer
+    puts back with every request.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
+FINDERS = ThreadPoolExecutor(1, "find", initializer=one_intraop_thread)
 
 T = TypeVar("T")
 Rpc = Callable[[str, tuple[Any, ...]], Awaitable[list[Any]]]
@@ -220,7 +235,8 @@ class Inspections:
             if "failed" in record:
                 self._fail(one, ExpertUnavailable(record["failed"]))
                 continue
-            finding = await asyncio.to_thread(self._find, one.crops, record)
+            loop = asyncio.get_running_loop()
+            finding = await loop.run_in_executor(FINDERS, self._find, one.crops, record)
             self._known[one.crops.mm_hash] = finding
             self._waiting.pop(one.crops.mm_hash)
             if not one.future.done():

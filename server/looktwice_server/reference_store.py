@@ -176,6 +176,7 @@ class ReferenceStore:
 
         Raises:
             UnknownReference: there is none.
+            ReferenceUnavailable: the disk does not answer now.
         """
         path = self._names / f"{checked_name(name)}.json"
         self._retire(path)
@@ -183,6 +184,8 @@ class ReferenceStore:
             path.unlink()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UnknownReference(f"no reference named {name!r} on this server") from error
+        except OSError as error:
+            raise _unread(name) from error
 
     def clean(self) -> None:
         """Delete what a killed process left, and versions that have had no name for an hour.
@@ -212,7 +215,7 @@ class ReferenceStore:
         """Restart the hour that a version is kept without a name; False: it is gone."""
         try:
             os.utime(self.path(version))
-        except FileNotFoundError:
+        except OSError:  # gone, or as good as gone
             return False
         return True
 
@@ -237,12 +240,10 @@ class ReferenceStore:
         Before the name goes: another process that cleans up in between would take the version from
         requests under way.
         """
-        try:
+        with contextlib.suppress(OSError):
             version = _version_in(card.read_bytes())
-        except OSError:
-            return
-        if version is not None:
-            self.renew(version)
+            if version is not None:
+                self.renew(version)
 
     def _write(self, path: Path, data: bytes) -> None:
         """Replace a file in one step."""

@@ -84,6 +84,7 @@ class References:
         Raises:
             UnknownReference: there is none of that name.
             ReferenceOutdated: it was made with another expert, or is broken.
+            ReferenceUnavailable: the disk does not answer now.
         """
         if name is None:
             return None
@@ -202,7 +203,7 @@ class References:
         while True:
             try:
                 await asyncio.to_thread(self.store.clean)
-            except OSError:
+            except Exception:
                 logger.exception("the references' folder could not be cleaned")
             await asyncio.sleep(GRACE_SECONDS)
 

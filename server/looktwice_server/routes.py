@@ -7,11 +7,9 @@ pass the checks by; it answers 404.
 import asyncio
 from argparse import Namespace
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import starmap
 from typing import Any
 
-import torch
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import State
@@ -259,17 +257,6 @@ class LookTwice:
         )
 
 
-def stay_alone() -> None:
-    """Let torch work in this thread alone, for as long as it lives.
-
-    Maps are small: a second thread only waits for the core on which the worker is. The number is
-    read when a thread first asks for it, and would be that of the process, which vLLM's renderer
-    puts back with every request.
-    """
-    torch.get_num_threads()
-    torch.set_num_threads(1)
-
-
 class InspectionRoutes:
     """The endpoint plugin that vLLM loads by its name in VLLM_PLUGINS."""
 
@@ -290,9 +277,7 @@ class InspectionRoutes:
     ) -> None:
         """Prepare what the routes share."""
         assert engine_client is not None  # given for every task but `render`
-        loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor(initializer=stay_alone))
         state.looktwice = LookTwice(engine_client, state.openai_serving_chat, served())
-        state.cleaning = loop.create_task(state.looktwice.references.keep_clean())
+        state.cleaning = asyncio.create_task(state.looktwice.references.keep_clean())
         # Batches from files (vLLM's run-batch) ask the handler in the state.
         state.openai_serving_chat = state.looktwice.chat

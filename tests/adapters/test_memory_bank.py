@@ -109,10 +109,10 @@ def test_a_thinned_banks_tokens_are_the_means_of_those_nearest_to_the_centres():
     known = ReferenceTokens.of([image], size=8)
     centres = coreset(known.levels, 8, torch.Generator().manual_seed(0))
     both = torch.cat(known.levels, dim=1)
-    assert torch.equal(known.groups, (both @ both[centres].T).argmax(1))
+    assert torch.equal(known.clusters, (both @ both[centres].T).argmax(1))
     for level, made in zip(known.levels, known.bank().levels, strict=True):
-        for group, token in enumerate(made):
-            mean = normalize(level[known.groups == group].mean(0), dim=0)
+        for cluster, token in enumerate(made):
+            mean = normalize(level[known.clusters == cluster].mean(0), dim=0)
             assert (mean - token).abs().max() < 1e-6
 
 

@@ -8,7 +8,9 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from looktwice_adapters import picture_file
 from looktwice_adapters.picture_file import to_rgb
+from looktwice_clients import depth
 from looktwice_clients.images import open_picture
 from tests.adapters.test_picture_file import png, tiff, twelve_bits
 
@@ -65,3 +67,8 @@ def test_deep_greys_are_drawn_as_bright_as_the_server_reads_them(
     values: NDArray[np.generic],
 ) -> None:
     agrees(tiff_of(values))
+
+
+def test_the_tables_are_the_servers():
+    assert depth.DEPTHS == picture_file.DEPTHS
+    assert depth.LOWER == picture_file.LOWER

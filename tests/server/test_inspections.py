@@ -12,7 +12,7 @@ from PIL import Image
 
 from looktwice_adapters.expert import Calibration
 from looktwice_server.errors import ExpertUnavailable
-from looktwice_server.inspections import Crops, Inspections, together
+from looktwice_server.inspections import FINDERS, Crops, Inspections, together
 from looktwice_server.model import EmbeddingCache
 from looktwice_server.settings import Settings
 
@@ -86,6 +86,16 @@ async def settled(*coroutines):
     for _ in range(5):
         await asyncio.sleep(0)
     return tasks
+
+
+def test_findings_are_made_by_one_thread_of_torch_whatever_the_process_has():
+    before = torch.get_num_threads()
+    try:
+        FINDERS.submit(int).result()
+        torch.set_num_threads(2)  # as vLLM's renderer puts back what it found
+        assert FINDERS.submit(torch.get_num_threads).result() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_picture_asked_for_by_two_at_once_is_inspected_once(worker):

@@ -1,14 +1,11 @@
 """Routes: what is on the list is served, every other one of vLLM's answers 404."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
 from fastapi import FastAPI
 from starlette.routing import BaseRoute
 
-from looktwice_server import routes
 from looktwice_server.routes import SERVED
 from tests.server.bad_input_table import QUESTION
 from tests.server.wire import CHAT, INSPECTIONS, Sent, ask, good_uri, image, user
@@ -78,14 +75,3 @@ def test_no_other_route_that_is_served_takes_a_picture(server: Server) -> None:
 @pytest.mark.parametrize("path", ["/v1/chat/completions/", "/v1/../v1/responses", "//v1/responses"])
 def test_a_path_spelled_otherwise_opens_nothing(server: Server, path: str) -> None:
     assert ask(server, Sent(path, BODY)).status in (307, 404)
-
-
-def test_torch_works_alone_in_the_threads_of_an_api_process() -> None:
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(1, initializer=routes.stay_alone) as pool:
-        try:
-            pool.submit(int).result()
-            torch.set_num_threads(2)  # as vLLM's renderer puts back what it found
-            assert pool.submit(torch.get_num_threads).result() == 1
-        finally:
-            torch.set_num_threads(before)
