@@ -184,8 +184,9 @@ def test_turned_copies_make_a_turned_part_normal_and_leave_with_their_picture(se
     assert inspected(server, turned, reference="stripes")["verdict"] == "anomalous"
     more = put(server, "stripes", good, augment=True).data
     assert inspected(server, turned, reference="stripes")["verdict"] == "normal"
-    # A mirrored copy that stayed would be its picture's likeness: the threshold would fall.
-    assert more["threshold"] == pytest.approx(plain["threshold"], abs=0.2)
+    # A mirrored copy that stayed would be its picture's likeness: the threshold would fall. The
+    # thinned bank's means lack the pictures' noise, which brings all a little nearer.
+    assert more["threshold"] == pytest.approx(plain["threshold"], abs=0.3)
     get(server, "/stripes", "DELETE")
 
 
