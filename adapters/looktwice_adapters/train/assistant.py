@@ -32,6 +32,7 @@ from looktwice_adapters.checkpoint import file_hash, load_expert
 from looktwice_adapters.train.conversations import Conversation, read_conversations
 from looktwice_adapters.train.frozen_sight import FrozenSight, Sight, read_section
 from looktwice_adapters.train.hub_format import hub_state_dict, write_json, write_weights
+from looktwice_adapters.train.options import seed_option
 from looktwice_adapters.train.run import LOG, Run, Schedule, all_processes, refuse_overwriting
 from looktwice_adapters.train.sequences import IGNORED, padded
 from looktwice_adapters.train.served_prompt import served_prompt
@@ -357,13 +358,7 @@ def write_like(folder: Path, model: LlavaOnevisionForConditionalGeneration, out:
     show_default=True,
     help="Steps between checkpoints.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Of order, adapters and which facts are told.",
-)
+@seed_option("Of order, adapters and which facts are told.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def assistant(
     model: Path,

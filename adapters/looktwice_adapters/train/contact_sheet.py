@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from looktwice_adapters.scenes import Picture, PictureLibrary, draw_scene, texture
 from looktwice_adapters.synthesis import DEFECTS, Defective, photograph, put_defect
+from looktwice_adapters.train.options import seed_option
 from looktwice_adapters.train.pictures import open_library
 
 OUTLINE = (255, 0, 255)
@@ -64,9 +65,7 @@ def contact_sheet(library: PictureLibrary, seed: int, columns: int, side: int) -
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that `looktwice train pictures` filled; without it all scenes are drawn.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of scenes and defects."
-)
+@seed_option("Of scenes and defects.")
 @click.option(
     "--columns",
     type=click.IntRange(1),

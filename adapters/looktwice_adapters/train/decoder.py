@@ -35,7 +35,7 @@ from looktwice_adapters.train.expert import COVERED
 from looktwice_adapters.train.features import keep_plan
 from looktwice_adapters.train.lessons import Lesson, Towers, make_lessons
 from looktwice_adapters.train.nano_assistant import NanoAssistant
-from looktwice_adapters.train.options import weights
+from looktwice_adapters.train.options import seed_option, weights
 from looktwice_adapters.train.pictures import index_hash, open_library
 from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 from looktwice_adapters.train.sequences import PictureSlots, Sequence, SequenceWriter
@@ -223,13 +223,7 @@ def train_decoder(
     help="Pairs of made-up pictures.",
 )
 @click.option("--steps", default=400, show_default=True, help="Steps of 4 pairs.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Of pictures, defects and batches.",
-)
+@seed_option("Of pictures, defects and batches.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def decoder(
     model: Path | None,

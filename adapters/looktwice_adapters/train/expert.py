@@ -37,7 +37,7 @@ from looktwice_adapters.train.features import (
     real_products,
 )
 from looktwice_adapters.train.hub_format import write_json
-from looktwice_adapters.train.options import weights
+from looktwice_adapters.train.options import seed_option, weights
 from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 
 KEY_SIZE = 512  # of the selectors' attention in a checkpoint, as published
@@ -435,13 +435,7 @@ def without(folders: tuple[Path, ...], left_out: tuple[str, ...]) -> tuple[Path,
     help="Trained one after the other from other seeds; the map is their mean.",
 )
 @click.option("--workers", default=2, show_default=True, help="Processes that draw and encode.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Of pictures, defects and batches.",
-)
+@seed_option("Of pictures, defects and batches.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def expert(
     out: Path,

@@ -33,6 +33,7 @@ from looktwice_adapters.datasets import (
 from looktwice_adapters.dialogue import make_dialogue, to_llava
 from looktwice_adapters.scenes import PictureLibrary, draw_scene, texture
 from looktwice_adapters.synthesis import DEFECTS, photograph, put_defect
+from looktwice_adapters.train.options import seed_option
 from looktwice_adapters.train.pictures import open_library
 
 SPECK = 1e-4  # share of the picture below which a part of a mask is no region of its own
@@ -142,13 +143,7 @@ def of_data_set(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that `looktwice train pictures` filled; without it all scenes are drawn.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Of pictures, defects and wording.",
-)
+@seed_option("Of pictures, defects and wording.")
 def dialogue(
     out: Path,
     count: int,

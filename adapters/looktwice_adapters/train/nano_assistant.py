@@ -36,7 +36,7 @@ from looktwice_adapters.train.hub_format import (
     write_json,
 )
 from looktwice_adapters.train.looks import Layout, Look, crop_maps, layout, take_looks
-from looktwice_adapters.train.options import changed
+from looktwice_adapters.train.options import changed, seed_option
 from looktwice_adapters.train.run import (
     Run,
     Schedule,
@@ -309,13 +309,7 @@ def train_assistant(
     show_default=True,
     help="Pictures of the second stage.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Of fresh weights, words and looks.",
-)
+@seed_option("Of fresh weights, words and looks.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoints in --out.")
 def nano_assistant(
     tower: Path | None,

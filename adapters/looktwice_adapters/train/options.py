@@ -1,12 +1,21 @@
-"""What a run was made with and what one is asked for -> the names that differ."""
+"""A run's options: what it was made with and what one is asked for -> the names that differ.
 
-from collections.abc import Iterable
+And the seed, which all training commands take alike.
+"""
+
+from collections.abc import Callable, Iterable
 from typing import Any
 from zlib import crc32
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn, uint8
+
+
+def seed_option(of: str) -> Callable[[Any], Any]:
+    """`--seed`, a whole number from 0 on; `of` says what it draws."""
+    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=of)
 
 
 def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

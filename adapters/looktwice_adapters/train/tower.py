@@ -20,7 +20,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from looktwice_adapters.picture_file import to_rgb
 from looktwice_adapters.precision import mixed_precision
 from looktwice_adapters.towers import TimmTower, TowerConfig, lite0_weights, load_lite0
-from looktwice_adapters.train.options import content, weights
+from looktwice_adapters.train.options import content, seed_option, weights
 from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 
 PICTURE_TYPES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -193,13 +193,7 @@ def train_tower(
 )
 @click.option("--steps", default=6000, show_default=True, help="Steps of 32 views.")
 @click.option("--limit", default=4000, show_default=True, help="Most pictures held in memory.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Of fresh weights and views.",
-)
+@seed_option("Of fresh weights and views.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def tower(
     pictures: Path,
