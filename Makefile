@@ -12,7 +12,7 @@ setup: .venv/ready
 	@$(PYTHON) -c "import ctypes; ctypes.CDLL('libnuma.so.1')" 2>/dev/null || \
 	  { echo "vLLM's CPU kernels need libnuma: apt-get install libnuma1" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet uv
+	$(BIN)/pip install --quiet uv==0.13.9
 	$(BIN)/pip install --quiet --no-deps $(TORCH) || \
 	  $(BIN)/pip install --quiet --no-deps $(TORCH) --index-url $(TORCH_CPU_INDEX)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --no-deps -r requirements/cpu.lock -e .

@@ -3,7 +3,8 @@
 Usage: python examples/shift_agent.py FOLDER --model-url URL --model NAME [--reference PRODUCT]
 
 The model is any that calls tools behind an OpenAI-compatible URL; its key is $AGENT_API_KEY.
-The agent knows the pictures by number, never by file name, and its one tool tells it facts alone.
+The agent knows the pictures by number, never by file name. Its one tool tells it facts, and shows
+a picture with its regions where the model asks for that.
 The note's table is made by code, from the inspections themselves: whatever the model was talked
 into, a defect that was found stands in it, and so does a picture that was left out.
 """
@@ -11,7 +12,8 @@ into, a defect that was found stands in it, and so does a picture that was left 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from langchain.agents import create_agent
@@ -87,14 +89,9 @@ def note(
     What was to be compared with a reference and was not, is said.
     """
     rows = []
-    calls = {
-        call["id"]: str(call["args"].get("image"))
-        for message in messages
-        for call in getattr(message, "tool_calls", ())
-    }
+    answered = list(_answered(messages))
     for name, path in media.items():
-        of_this = [m for m in messages if isinstance(m, ToolMessage)]
-        of_this = [m for m in of_this if calls.get(m.tool_call_id) == name]
+        of_this = [message for asked, message in answered if asked == name]
         results = [m.artifact for m in of_this if isinstance(m.artifact, Inspection)]
         failures = [m.text for m in of_this if m.status == "error"]
         facts = [result.facts() for result in results] + failures or ["NOT INSPECTED"]
@@ -107,6 +104,20 @@ def note(
     )
     head = ["# Shift note", "", "| picture | inspection |", "|---|---|"]
     return "\n".join([*head, *rows, "", "Remarks of the language model:", "", quoted, ""])
+
+
+def _answered(messages: Sequence[AnyMessage]) -> Iterator[tuple[str, ToolMessage]]:
+    """Each of the tool's answers, with the picture that it was asked about.
+
+    Some models number their calls anew in every turn: an answer belongs to the call before it that
+    has its number and no answer yet.
+    """
+    asked: defaultdict[str | None, deque[str]] = defaultdict(deque)
+    for message in messages:
+        for call in getattr(message, "tool_calls", ()):
+            asked[call["id"]].append(str(call["args"].get("image")))
+        if isinstance(message, ToolMessage) and asked[message.tool_call_id]:
+            yield asked[message.tool_call_id].popleft(), message
 
 
 def _reason(error: Exception, url: str = "the model") -> str:

@@ -22,6 +22,11 @@ FORBIDDEN = {
     },
 }
 
+BEYOND_PYTHON = {
+    *("node", "npm", "chromium", "docker", "docker-compose", "promtool"),
+    *("postgres", "initdb", "pg_ctl", "psql", "playwright"),
+}
+
 
 def imported_packages(source: str) -> set[str]:
     """Top-level names of everything that a module imports, wherever in it, also by name."""
@@ -70,6 +75,32 @@ def test_what_is_served_knows_of_no_training_and_training_of_no_evaluation() -> 
     }
     assert all(parts.values())
     assert not wrong
+
+
+def programs_beyond_python(source: str) -> set[str]:
+    """Those that a command's list or a call names first; and the import that starts a browser."""
+    first = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            first += node.args[:1]
+        elif isinstance(node, ast.List):
+            first += node.elts[:1]
+    words = [one.value for one in first if isinstance(one, ast.Constant)]
+    named = {word.split()[0] for word in words if isinstance(word, str) and word.strip()}
+    names = {name.rpartition("/")[2] for name in named} | imported_packages(source)
+    return names & BEYOND_PYTHON
+
+
+def test_no_test_outside_of_system_starts_more_than_python() -> None:
+    tests = ROOT / "tests"
+    found = {
+        str(file.relative_to(tests)): programs_beyond_python(file.read_text("utf-8"))
+        for file in tests.rglob("*.py")
+    }
+    system = {name: found.pop(name) for name in list(found) if name.startswith("system/")}
+    started = {"node", "npm", "chromium", "docker-compose", "promtool", "initdb", "playwright"}
+    assert started <= set().union(*system.values())
+    assert not {name: programs for name, programs in found.items() if programs}
 
 
 def loaded_after(code: str) -> set[str]:

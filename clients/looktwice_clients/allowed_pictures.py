@@ -27,18 +27,19 @@ class AllowedPictures:
     media: Mapping[str, ImageSource] = field(default_factory=dict)
     """Pictures that the program holds, by the id under which it told the model of them."""
 
-    def find(self, name: str) -> ImageSource:
-        """The picture that `name` stands for: a media id, a data URI, an address, or a file.
+    def find(self, name: str) -> str:
+        """What `to_wire` makes of the picture that `name` stands for.
 
-        A relative path is looked for in each of `roots`. Symbolic links and `..` are followed
-        first, and where they end counts. A file is read here and comes as a data URI.
+        A name is a media id, a data URI, an address, or a file. A relative path is looked for in
+        each of `roots`. Symbolic links and `..` are followed first, and where they end counts. What
+        is wrong with a file is told under `name`.
 
         Raises:
             ImageError: it is not open, or no picture; neither where the folders are nor whether
                 such a file exists elsewhere is told.
         """
         if name in self.media:
-            return self.media[name]
+            return self._read(self.media[name], name)
         if name[:5].lower() == "data:":
             return name
         return self._address(name) if is_web_address(name) else self._file(name)
@@ -57,11 +58,15 @@ class AllowedPictures:
         raise ImageError(f"{name_of(name)}: not at an allowed host (allowed: {names})")
 
     def _file(self, name: str) -> str:
-        path = self._path(name)
+        return self._read(self._path(name), name)
+
+    @staticmethod
+    def _read(source: ImageSource, name: str) -> str:
         try:
-            return to_wire(path)
+            return to_wire(source)
         except ImageError as error:
-            raise ImageError(str(error).replace(name_of(path), name_of(name))) from None
+            told = str(error).replace(name_of(source), name_of(name))
+            raise ImageError(told, error.code) from None
 
     def _path(self, name: str) -> Path:
         for root in self.roots:

@@ -194,7 +194,7 @@ def _check_size(size: int, name: str) -> None:
         raise ImageError(f"{name}: is empty", "empty")
     if size > MAX_BYTES:
         most = MAX_BYTES // 1_000_000
-        raise ImageError(f"{name}: {size / 1e6:.0f} MB is too large, at most {most} MB")
+        raise ImageError(f"{name}: {-(-size // 1_000_000)} MB is too large, at most {most} MB")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from inspect import GEN_RUNNING, getgeneratorstate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from weakref import WeakSet
@@ -159,7 +160,8 @@ class Inspector(_AnsweringModel):
     ) -> Generator[Inspection, None, None] | Generator[Inspection | Exception, None, None]:
         """Inspections of many pictures, in the pictures' order, as they become ready.
 
-        Reads `images` only a little ahead, so that it may be endless; `close` ends it early.
+        Reads `images` only a little ahead, so that it may be endless; `close` ends it early. Where
+        they come slowly, as from a camera, a picture's inspection comes with the next picture.
 
         Args:
             images: as for `inspect`.
@@ -236,9 +238,16 @@ class Inspector(_AnsweringModel):
         return Conversation(self, ChatOptions(reference, map, grounding, completion), image)
 
     def close(self) -> None:
-        """Wait for the requests of an unfinished `inspect_many`, then close the connections."""
+        """Wait for the requests of an unfinished `inspect_many`, then close the connections.
+
+        Raises:
+            LookTwiceError: another thread waits for the next inspection of one.
+        """
+        # A connection that is cut while a thread reads leaves it reading for ever.
         for many in list(self._many):
-            many.close()  # a connection that is cut while a thread reads leaves it reading for ever
+            if getgeneratorstate(many) == GEN_RUNNING:
+                raise LookTwiceError("another thread reads an inspect_many: end that first")
+            many.close()
         self.client.close()
 
     def __enter__(self) -> Self:
@@ -460,7 +469,7 @@ def _in_order(
         try:
             for image in images:
                 waiting.append(pool.submit(call, image))
-                if len(waiting) >= 2 * concurrency:
+                while waiting and (waiting[0].done() or len(waiting) >= 2 * concurrency):
                     yield waiting.popleft().result()
                     bar.update()
             while waiting:
@@ -477,20 +486,21 @@ async def _in_order_async(
     concurrency: int,
     progress: bool,
 ) -> AsyncGenerator[Any, None]:
-    """As `_in_order`, with tasks of the running event loop."""
+    """As `_in_order`, with tasks of the running event loop; `images` is read in threads."""
     turnstile = asyncio.Semaphore(concurrency)
 
-    async def limited(image: ImageSource) -> Inspection | Exception:
+    async def limited(image: Any) -> Inspection | Exception:
         async with turnstile:
             result: Inspection | Exception = await call(image)
             return result
 
     waiting: deque[asyncio.Task[Inspection | Exception]] = deque()
+    pictures, end = iter(images), object()
     with _bar(images, progress) as bar:
         try:
-            for image in images:
+            while (image := await asyncio.to_thread(next, pictures, end)) is not end:
                 waiting.append(asyncio.create_task(limited(image)))
-                if len(waiting) >= 2 * concurrency:
+                while waiting and (waiting[0].done() or len(waiting) >= 2 * concurrency):
                     yield await waiting.popleft()
                     bar.update()
             while waiting:

@@ -29,6 +29,8 @@ class ChatLookTwice(ChatOpenAI):
     """Else $LOOKTWICE_API_KEY, else $OPENAI_API_KEY, else none."""
     use_responses_api: bool | None = False
     """The server speaks chat completions."""
+    stream_usage: bool | None = True
+    """Whether a stream ends with its tokens' numbers; LangChain asks OpenAI's host alone for them."""
 
     @classmethod
     def is_lc_serializable(cls) -> bool:

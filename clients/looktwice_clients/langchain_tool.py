@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from langchain_core.tools import BaseTool, ToolException
-from openai import OpenAIError
 from pydantic import BaseModel, Field, SecretStr
 
 from looktwice_clients.address import TIMEOUT
@@ -77,6 +76,8 @@ class InspectionTool(BaseTool):
     def _run(
         self, image: str, reference: str | None = None, overlay: bool = False, **_: Any
     ) -> tuple[Content, Inspection]:
+        from openai import OpenAIError  # takes half a second to import
+
         try:
             source = self._allowed.find(image)
             with Inspector(**self._connection) as inspector:
@@ -88,6 +89,8 @@ class InspectionTool(BaseTool):
     async def _arun(
         self, image: str, reference: str | None = None, overlay: bool = False, **_: Any
     ) -> tuple[Content, Inspection]:
+        from openai import OpenAIError  # takes half a second to import
+
         try:
             source = await asyncio.to_thread(self._allowed.find, image)
             async with AsyncInspector(**self._connection) as inspector:

@@ -170,6 +170,8 @@ class _Tools:
             answer = await self._inspector.ask(source, question, reference, max_tokens=512)
         except (LookTwiceError, OpenAIError) as error:
             raise ToolError(one_line(error)) from error
+        if not answer.inspections:
+            raise ToolError("the server answered without an inspection: is it `looktwice serve`?")
         words = printable(answer.text, keep="\n\t")
         inspection = _without_map(answer.inspections[0])
         text = f"{inspection.details()}\n\nThe language model's words about the picture:\n{words}"

@@ -56,6 +56,24 @@ def test_checkpointing_takes_less_memory_and_more_work():
     assert twice.optimizer == kept.optimizer
 
 
+def test_layers_computed_twice_cost_a_whole_forward_pass_also_where_adapters_alone_learn():
+    config = LlavaOnevisionConfig.from_pretrained(NANO)
+    kept, twice = (
+        estimate_training(config, Stage2(lora_rank=4, checkpointing=way), LOAD)
+        for way in (False, True)
+    )
+    assert 1.25 * kept.operations < twice.operations < 1.5 * kept.operations
+
+
+def test_attention_is_counted_as_if_it_were_matrix_products():
+    fused, plain = (LlavaOnevisionConfig.from_pretrained(NANO) for _ in range(2))
+    plain._attn_implementation = "eager"
+    long = Load((200, 300), text=3000, answer=10)
+    found, expected = (estimate_training(one, Stage2(), long) for one in (fused, plain))
+    # Fused attention computes its scores once more on the way back.
+    assert expected.operations < found.operations < 1.15 * expected.operations
+
+
 def test_the_hubs_half_billion_has_its_parameters():
     with torch.device("meta"):
         from transformers import LlavaOnevisionForConditionalGeneration

@@ -84,6 +84,16 @@ def test_a_file_that_is_no_picture_is_neither_shown_nor_located(line: Path) -> N
     assert str(refusal.value) == "notes.png: not a picture"
 
 
+def test_what_is_wrong_with_a_picture_in_hand_is_told_by_its_id(line: Path) -> None:
+    for handed, wrong in (
+        (line / "notes.png", "not a picture"),
+        (line / "no.png", "No such file or directory"),
+    ):
+        with pytest.raises(ImageError) as refusal:
+            AllowedPictures(media={"media:1": handed}).find("media:1")
+        assert str(refusal.value) == f"media:1: {wrong}"
+
+
 def test_nothing_is_open_by_default_but_data_uris(line: Path) -> None:
     assert AllowedPictures().find("data:image/png;base64,AA==").startswith("data:")
     for name in (str(line / "a.png"), "http://camera/now.png"):
@@ -93,7 +103,7 @@ def test_nothing_is_open_by_default_but_data_uris(line: Path) -> None:
 
 def test_a_media_id_is_the_picture_that_the_program_handed_over() -> None:
     picture = Image.new("RGB", (40, 30))
-    assert AllowedPictures(media={"media:1": picture}).find("media:1") is picture
+    assert AllowedPictures(media={"media:1": picture}).find("media:1") == to_wire(picture)
     with pytest.raises(ImageError, match="media:2"):
         AllowedPictures(media={"media:1": picture}).find("media:2")
 

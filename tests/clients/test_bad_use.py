@@ -253,6 +253,15 @@ def test_an_answer_of_another_server_is_no_answer(
             inspector.ask(part, "Any defect?")
 
 
+def test_words_without_an_inspection_are_no_explanation(
+    part: Path, other_server: Callable[[int, bytes], str]
+) -> None:
+    choice = b'{"message": {"role": "assistant", "content": "Fine."}, "finish_reason": "stop"}'
+    answer = b'{"data": [{"id": "x"}], "choices": [' + choice + b'], "inspections": []}'
+    said = with_explain(other_server(200, answer), part)
+    assert "answered without an inspection" in said
+
+
 @pytest.mark.parametrize("event", [b"<html>", b"data: 7", b"data: {", b'data: {"choices": [{}]}'])
 def test_a_stream_of_another_server_is_no_answer(
     part: Path, other_server: Callable[[int, bytes], str], event: bytes

@@ -1,6 +1,7 @@
 import asyncio
 import io
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -128,6 +129,44 @@ def test_inspect_many_reads_an_endless_source_a_little_ahead_and_stops(wire: Any
         many.close()
     assert [round(inspection.score * 255) for inspection in first] == [0, 1, 2, 3, 4]
     assert taken <= 5 + 2 * 2
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_inspection_is_handed_out_before_slow_pictures_have_filled_the_queue(
+    wire: Any, asynchronous: bool
+) -> None:
+    taken = 0
+
+    def camera() -> Iterator[Image.Image]:
+        nonlocal taken
+        for level in range(20):
+            taken += 1
+            time.sleep(0.3)
+            yield red(level)
+
+    async def first() -> None:
+        async with AsyncInspector() as inspector:
+            await anext(inspector.inspect_many(camera(), concurrency=8))
+
+    if asynchronous:
+        asyncio.run(first())
+    else:
+        with Inspector() as inspector:
+            next(inspector.inspect_many(camera(), concurrency=8))
+    assert taken < 16
+
+
+def test_an_inspector_in_use_by_another_thread_is_not_closed(wire: Any) -> None:
+    wire.slowest = 0.5
+    inspector = Inspector()
+    many = inspector.inspect_many([red(0)], concurrency=1)
+    reader = threading.Thread(target=list, args=(many,))
+    reader.start()
+    time.sleep(0.1)
+    with pytest.raises(LookTwiceError, match="another thread reads an inspect_many"):
+        inspector.close()
+    reader.join()
+    inspector.close()
 
 
 def test_closing_the_inspector_waits_for_the_requests_under_way(

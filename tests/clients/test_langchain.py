@@ -4,11 +4,14 @@ import asyncio
 import base64
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from langchain_core.messages import AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, ToolException
+from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests, ToolsUnitTests
 from PIL import Image
 
@@ -16,6 +19,8 @@ from looktwice_clients import Inspection
 from looktwice_clients.images import MAX_BYTES, to_wire
 from looktwice_clients.langchain_chat import ChatLookTwice
 from looktwice_clients.langchain_tool import InspectionTool
+from tests.clients.conftest import EXAMPLES
+from tests.serving import Server
 
 
 class TestInspectionToolConforms(ToolsUnitTests):
@@ -52,6 +57,39 @@ class TestChatLookTwiceConforms(ChatModelUnitTests):
         return environment, {"model": "looktwice-nano"}, expected
 
 
+class TestChatLookTwiceServes(ChatModelIntegrationTests):
+    """The real server's answers, in what nano can do: words about pictures, no tools, no fields."""
+
+    @pytest.fixture(autouse=True)
+    def _served(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOOKTWICE_URL", server.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        picture = (EXAMPLES / "scratched.png").read_bytes()  # for the one that the suite fetches
+        monkeypatch.setattr(httpx, "get", lambda *_, **__: SimpleNamespace(content=picture))
+
+    @property
+    def chat_model_class(self) -> type[ChatLookTwice]:
+        return ChatLookTwice
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        # LangChain keeps one asynchronous client, and every test here has its own event loop.
+        once = {"Connection": "close"}
+        return {"model": "looktwice-nano", "default_headers": once}
+
+    @property
+    def supports_image_inputs(self) -> bool:
+        return True
+
+    @property
+    def has_tool_calling(self) -> bool:
+        return False
+
+    @property
+    def has_structured_output(self) -> bool:
+        return False
+
+
 def red(level: int) -> Image.Image:
     """What the wire fixture's server gives the score level / 255."""
     return Image.new("RGB", (40, 30), (level, 0, 0))
@@ -81,10 +119,14 @@ def test_the_model_reads_facts_and_the_program_gets_the_inspection(tool: Inspect
     assert message.artifact.map is None
 
 
-def test_the_async_tool_says_the_same(tool: InspectionTool) -> None:
+def test_the_async_tool_says_the_same_by_itself(
+    tool: InspectionTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = call("media:1", reference="bottle", overlay=True)
     same = {"content": True, "artifact": True, "status": True}
-    one, other = tool.invoke(asked), asyncio.run(tool.ainvoke(asked))
+    one = tool.invoke(asked)
+    monkeypatch.setattr(InspectionTool, "_run", None)  # what LangChain's own would call in a thread
+    other = asyncio.run(tool.ainvoke(asked))
     assert one.model_dump(include=same) == other.model_dump(include=same)
     assert "reference bottle; p 0.020" in one.content[0]["text"]
 

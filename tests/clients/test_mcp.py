@@ -66,7 +66,9 @@ async def everything(client: Client) -> dict[str, Any]:
             "compare_with_reference", part | {"reference": "bottle", "overlay": False}
         ),
         "references": await client.call_tool("list_references", {}),
-        "explained": await client.call_tool("explain", part | {"question": "Any defect?"}),
+        "explained": await client.call_tool(
+            "explain", part | {"question": "Any defect?", "reference": "bottle"}
+        ),
         "refused": await client.call_tool("inspect_image", {"image": "out.png"}),
     }
 
@@ -94,6 +96,7 @@ def check_everything(found: dict[str, Any]) -> None:
     explained = found["explained"].structured_content
     assert explained["answer"] == "Any defect? 1 pictures, 1 messages."
     assert explained["inspection"]["verdict"] == "anomalous"
+    assert explained["inspection"]["reference"]["name"] == "bottle"
     assert found["refused"].is_error
     assert "no such picture in the allowed folders" in text(found["refused"])
     for tool, result in (
@@ -112,7 +115,7 @@ def test_the_four_tools_work_over_stdio(line: Path, wire: Any) -> None:
 def test_the_four_tools_work_over_http_with_the_key_and_not_without(
     line: Path, wire: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOOKTWICE_MCP_KEY", "opensesame")
+    monkeypatch.setenv("LOOKTWICE_MCP_KEY", "opensesame\n")  # as a file gives it
     with http_server(line, wire.url) as url:
         check_everything(over_http(url, everything, Authorization="Bearer opensesame"))
         before = len(wire.requests)

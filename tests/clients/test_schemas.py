@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from looktwice_clients import AnomalyMap, Inspection, ReplyError
+from looktwice_clients import AnomalyMap, Inspection, Reference, ReplyError
+from looktwice_clients.schemas import InspectionList
+from tests.clients.conftest import reference_of
 
 WIRE = {
     "id": "insp_1",
@@ -44,12 +46,22 @@ def test_an_inspection_goes_through_unchanged() -> None:
 
 
 def test_new_fields_of_a_newer_server_are_kept_everywhere() -> None:
-    region = {**WIRE["regions"][0], "depth_mm": 0.2}
-    newer = {**WIRE, "regions": [region], "verdict": "repairable", "camera": {"id": 3}}
+    new = {"camera": {"id": 3}}
+    parts = {
+        "regions": [WIRE["regions"][0] | new],
+        "reference": WIRE["reference"] | new,
+        "map": {"png": ""} | new,
+    }
+    newer = WIRE | new | parts | {"verdict": "repairable"}
     inspection = Inspection.model_validate(newer)
-    assert inspection.model_extra == {"camera": {"id": 3}}
+    assert inspection.model_extra == new
     assert inspection.verdict == "repairable"
-    assert json.loads(inspection.model_dump_json()) == newer
+    for kind, wire in (
+        (Inspection, newer),
+        (InspectionList, {"object": "list", "model": "", "data": [newer]} | new),
+        (Reference, reference_of("bottle", 8, 0.05) | new),
+    ):
+        assert json.loads(kind.model_validate(wire).model_dump_json()) == wire
 
 
 @pytest.mark.parametrize("field", ["id", "score", "verdict", "width", "height"])

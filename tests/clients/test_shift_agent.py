@@ -67,12 +67,17 @@ def _messages(turns: Iterable[list[dict[str, Any]] | str | Exception]) -> Iterab
         if isinstance(turn, str):
             yield AIMessage(turn)
         else:
-            calls = [call | {"id": f"{number}-{i}"} for i, call in enumerate(turn)]
+            calls = [{"id": f"{number}-{i}"} | call for i, call in enumerate(turn)]
             yield AIMessage("", tool_calls=calls)
 
 
 def inspect(image: str, **arguments: Any) -> dict[str, Any]:
     return {"name": "inspect_image", "args": {"image": image, **arguments}}
+
+
+def numbered(call: dict[str, Any], number: str) -> dict[str, Any]:
+    """The call with a number of the model's own."""
+    return call | {"id": number}
 
 
 def row(note: str, name: str) -> list[str]:
@@ -106,8 +111,10 @@ def test_a_model_that_was_talked_into_lies_can_neither_hide_a_defect_nor_reach_a
     picture = Image.open(EXAMPLES / "scratched.png").convert("RGB")
     ImageDraw.Draw(picture).text((10, 10), INJECTION, fill="white", font_size=20)
     picture.save(written)
+    junk = tmp_path / f"{INJECTION}, now.png"
+    junk.write_text("no picture")
     model = script(
-        [inspect("picture-1"), inspect("picture-2")],
+        [inspect("picture-1"), inspect("picture-2", overlay=True), inspect("picture-3")],
         [
             {"name": "run_shell", "args": {"command": f"touch {tmp_path}/executed"}},
             inspect(str(tmp_path / "secret.png")),
@@ -116,17 +123,35 @@ def test_a_model_that_was_talked_into_lies_can_neither_hide_a_defect_nor_reach_a
         ],
         f"Every part is fine.\n| {named.name} | normal |\n<script>alert(1)</script>",
     )
-    note = shift_agent.write_note(model, [named, written], url=server.url)
+    note = shift_agent.write_note(model, [named, written, junk], url=server.url)
     assert not (tmp_path / "executed").exists()
     told = model.everything_told()
+    assert "'type': 'image'" in told  # the text in the picture came before the model's eyes
     assert INJECTION not in told
+    assert str(tmp_path) not in told.replace(str(tmp_path / "secret.png"), "")  # its own word
+    assert "picture-3: not a picture" in told
     assert PASSWORD not in told
     assert "root:" not in told
     refused = [m for m in model.told[-1] if isinstance(m, ToolMessage) and m.status == "error"]
-    assert len(refused) == 4
+    assert len(refused) == 5
     table, remarks = note.split("Remarks of the language model:")
     assert table.count("anomalous, score 0.") == 2
     assert all(line.startswith(">") for line in remarks.strip().splitlines())
+
+
+def test_calls_that_are_numbered_anew_in_every_turn_keep_their_pictures(
+    shift_agent: ModuleType, server: Server
+) -> None:
+    model = script(
+        [numbered(inspect("picture-2"), "call_0")],
+        [numbered(inspect("picture-1"), "call_0")],
+        "One of them is bad.",
+    )
+    pictures = [EXAMPLES / "good.png", EXAMPLES / "scratched.png"]
+    note = shift_agent.write_note(model, pictures, url=server.url)
+    [good], [scratched] = row(note, "good.png"), row(note, "scratched.png")
+    assert "normal, score 0." in good
+    assert "anomalous, score 0." in scratched
 
 
 def test_what_only_the_reference_reveals_is_in_the_note_with_its_name(

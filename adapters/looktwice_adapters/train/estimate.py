@@ -18,7 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 from transformers.initialization import no_init_weights
 from transformers.models.llava_onevision.modeling_llava_onevision import (
@@ -32,6 +36,18 @@ GIB = 2**30
 MASTER, MOMENTS, GRADIENT = 4, 8, 4  # bytes of a trained parameter in float32, of AdamW's two means
 PHRASE_TOKENS = 6
 SELECTED = 4  # suspicious tokens of a crop
+# Attention as it runs on a CPU, of which torch's counter knows nothing; counted without the half
+# that a causal kernel may leave out.
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(
+            gradient, query, key, value
+        )
+    ),
+}
 HUB_SIDES = [384 * count for count in range(1, 7)]
 # Of the hub's: hidden, intermediate, layers, heads, key-value heads, vocabulary, tied head.
 HUB_LANGUAGE_MODELS = {
@@ -134,8 +150,10 @@ def fake(*roots: nn.Module) -> None:
                 tensors[name] = made[id(tensor)]  # type: ignore[assignment]
 
 
-def counted(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -> tuple[Estimate, int]:
-    """A checkpoint of these sizes traced as it is, and the bytes of a layer's input."""
+def counted(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -> tuple[Estimate, int, int]:
+    """A checkpoint of these sizes traced as it is, operations before the backward pass, and the
+    bytes of a layer's input.
+    """
     vision = config.vision_config
     side = vision.image_size // vision.patch_size
     rows, columns = get_anyres_image_grid_shape(
@@ -165,7 +183,7 @@ def counted(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -> tuple[Es
             "",
         )
         pixels = torch.empty(stage.batch * crops, 3, vision.image_size, vision.image_size)
-        with FlopCounterMode(display=False) as flops:
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
             with torch.no_grad():
                 model.model.vision_tower(pixels.bfloat16())
             with (
@@ -183,6 +201,7 @@ def counted(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -> tuple[Es
                 logits = assistant.head(hidden[:, -load.answer :]).float().flatten(0, 1)
                 labels = torch.zeros(len(logits), dtype=torch.long)
                 loss = cross_entropy(logits, labels)
+            forward = flops.get_total_flops()
             loss.backward()
         estimate = Estimate(
             parameters,
@@ -194,7 +213,7 @@ def counted(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -> tuple[Es
             sum(kept.values()),
             flops.get_total_flops(),
         )
-        return estimate, embedded.nbytes
+        return estimate, forward, embedded.nbytes
 
 
 def estimate_training(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -> Estimate:
@@ -206,7 +225,9 @@ def estimate_training(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -
         load: what one conversation is like.
     """
     layers = config.text_config.num_hidden_layers
-    (one, entry), (two, _) = (counted(_with_layers(config, count), stage, load) for count in (1, 2))
+    (one, forward, entry), (two, forward_of_two, _) = (
+        counted(_with_layers(config, count), stage, load) for count in (1, 2)
+    )
     values = {
         name: value + (layers - 1) * (asdict(two)[name] - value)
         for name, value in asdict(one).items()
@@ -214,7 +235,7 @@ def estimate_training(config: LlavaOnevisionConfig, stage: Stage2, load: Load) -
     if stage.checkpointing:
         # Each layer's input is kept, and while one is computed again all of its activations.
         values["activations"] = one.activations + (layers - 1) * entry
-        values["operations"] += layers * (two.operations - one.operations) // 3
+        values["operations"] += layers * (forward_of_two - forward)
     return Estimate(**values)
 
 
