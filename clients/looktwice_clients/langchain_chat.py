@@ -30,7 +30,7 @@ class ChatLookTwice(ChatOpenAI):
     use_responses_api: bool | None = False
     """The server speaks chat completions."""
     stream_usage: bool | None = True
-    """Whether a stream ends with its tokens' numbers; LangChain asks OpenAI's host alone for them."""
+    """Whether a stream ends with its numbers of tokens."""
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
