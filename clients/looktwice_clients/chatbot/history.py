@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, Select, delete, func, select
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, undefer
 
 from looktwice_clients.chatbot.database import cause, connect, upgrade
@@ -59,6 +59,7 @@ class History:
         upgrade(self._engine)
         self._waiting: Engine | None = None
         self._moving = threading.Lock()
+        self._refused: set[str] = set()  # of what waits; tried again at the next start
         if url.get_backend_name() != "sqlite":
             self._waiting = connect(URL.create("sqlite", database=str(folder / "waiting.sqlite")))
             upgrade(self._waiting)
@@ -70,14 +71,14 @@ class History:
             True where it is in the database; False where it waits for the database to come back.
 
         Raises:
-            DatabaseError: it is kept nowhere; the operator must repeat.
+            DatabaseError: it is kept nowhere: no database can be written, or this one refuses it.
         """
         rows = [inspection] if feedback is None else [inspection, feedback]
         try:
             _merge(self._engine, rows)
             return True
         except SQLAlchemyError as error:
-            if self._waiting is None:
+            if self._waiting is None or isinstance(error, DataError):  # waiting would not help
                 raise DatabaseError(cause(error)) from None
             log.warning("the database is away, what is new waits: %s", cause(error))
         try:
@@ -104,27 +105,34 @@ class History:
 
     def move_waiting(self) -> int:
         """Move what waits into the database; how much was moved, 0 while the database is away."""
+        moved = 0
         if self._waiting is None or not self.waiting():
-            return 0
+            return moved
         with self._moving, Session(self._waiting) as session:
-            said = session.scalars(select(FeedbackRow)).all()
-            inspections = session.scalars(select(InspectionRow).options(undefer("*"))).all()
-            rows: list[Table] = [*inspections, *said]
-            try:
-                _merge(self._engine, rows)
-            except SQLAlchemyError as error:
-                log.warning("%d entries still wait: %s", len(rows), cause(error))
-                return 0
-            # These alone: another chatbot with the same folder may have written more meanwhile.
-            for feedback in said:
-                moved = FeedbackRow.id == feedback.id
-                session.connection().execute(delete(FeedbackRow).where(moved))
-            for row in inspections:
-                spoken_of = select(FeedbackRow).where(FeedbackRow.inspection_id == row.id).exists()
-                moved = InspectionRow.id == row.id
-                session.connection().execute(delete(InspectionRow).where(moved, ~spoken_of))
-            session.commit()
-        return len(rows)
+            for inspection_id in session.scalars(select(InspectionRow.id)).all():
+                if inspection_id in self._refused:
+                    continue
+                on_it = FeedbackRow.inspection_id == inspection_id
+                said = session.scalars(select(FeedbackRow).where(on_it)).all()
+                row = session.get_one(InspectionRow, inspection_id, options=[undefer("*")])
+                try:
+                    _merge(self._engine, [row, *said])
+                except DataError as error:  # of this one alone: the others need not wait for it
+                    self._refused.add(inspection_id)
+                    log.error("inspection %s stays in the file: %s", inspection_id, cause(error))
+                    continue
+                except SQLAlchemyError as error:
+                    log.warning("%d entries still wait: %s", self.waiting(), cause(error))
+                    break
+                # These alone: another chatbot with the same folder may have written more meanwhile.
+                ids = [feedback.id for feedback in said]
+                session.execute(delete(FeedbackRow).where(FeedbackRow.id.in_(ids)))
+                spoken_of = select(FeedbackRow).where(on_it).exists()
+                of_it = InspectionRow.id == inspection_id
+                session.execute(delete(InspectionRow).where(of_it, ~spoken_of))
+                session.commit()
+                moved += 1 + len(ids)
+        return moved
 
     def page(self, owner: str, number: int = 0) -> tuple[list[Entry], int]:
         """One page of an owner's inspections, newest first, and how many there are in all.

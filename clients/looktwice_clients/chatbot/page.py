@@ -1,5 +1,6 @@
 """The page: its parts and which button does what, in one language, as Gradio blocks."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,22 @@ PICTURES_KEPT = 24 * 3600
 
 FALSE_ALARM_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
-# The language of the page for screen readers, and live regions that stay while their text changes;
-# those of a tab are not there before it is opened.
+# The language of the page for screen readers, live regions that stay while their text changes, and
+# the words of Gradio's own buttons: it knows no language but the browser's, and has most of them in
+# English alone. Those of a tab are not there before it is opened.
 ON_LOAD = """() => {{
   document.documentElement.lang = "{language}";
+  const words = new Map(Object.entries({words}));
   const speak = () => {{
     for (const box of document.querySelectorAll(".block.says:not([role])")) {{
       box.setAttribute("role", "status"); box.setAttribute("aria-live", "polite");
+    }}
+    for (const part of document.querySelectorAll("button, button *, [role=log]")) {{
+      const named = ["aria-label", "title"].map(name => part.getAttributeNode(name));
+      for (const said of [...named, ...part.childNodes]) {{
+        const ours = words.get(said?.nodeValue?.trim());
+        if (ours && said.nodeValue !== ours) said.nodeValue = ours;
+      }}
     }}
   }};
   speak();
@@ -83,7 +93,7 @@ def build(station: Station) -> gr.Blocks:
             station.heading,
             None,
             head,
-            js=ON_LOAD.format(language=words.language),
+            js=ON_LOAD.format(language=words.language, words=json.dumps(words.under("gradio"))),
             **QUIET,
         )
         page.load(station.known, None, [choice, listed], **QUIET)

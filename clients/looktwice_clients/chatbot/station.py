@@ -50,7 +50,7 @@ PRODUCT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 OVERLAY_QUALITY = 85
 """Of the JPEG that the history keeps."""
 
-_STYLE = OverlayStyle(longest=1280)
+OVERLAY_STYLE = OverlayStyle(longest=1280)
 
 
 @dataclass
@@ -338,7 +338,7 @@ def _drawn(picture: str, inspection: Inspection) -> tuple[str, bytes]:
     The file lies among the uploads, where Gradio serves and removes it. Left to Gradio, it would be
     compressed in the event loop, for which everybody waits.
     """
-    overlay = draw_overlay(picture, inspection, _STYLE)
+    overlay = draw_overlay(picture, inspection, OVERLAY_STYLE)
     jpeg = io.BytesIO()
     overlay.save(jpeg, "JPEG", quality=OVERLAY_QUALITY)
     return save_pil_to_cache(overlay, get_upload_folder(), format="png"), jpeg.getvalue()

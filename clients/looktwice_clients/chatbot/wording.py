@@ -21,6 +21,13 @@ class Wording:
         """The text under a key such as "inspect.button", its {fields} filled in."""
         return self.texts[key].format(**fields)
 
+    def under(self, table: str) -> dict[str, str]:
+        """The texts of one table of the file, such as "gradio"."""
+        stem = f"{table}."
+        return {
+            key.removeprefix(stem): text for key, text in self.texts.items() if key.startswith(stem)
+        }
+
     def word(self, kind: str, word: str) -> str:
         """A word of the wire, such as the verdict "normal"; itself where a newer server says it."""
         return self.texts.get(f"{kind}.{word}", word)

@@ -10,6 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import event, inspect, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import DataError
 
 from looktwice_clients.chatbot import history as history_module
 from looktwice_clients.chatbot.database import connect, database_url, downgrade, upgrade
@@ -100,6 +101,31 @@ def test_what_another_chatbot_writes_while_rows_move_is_not_lost(history, tmp_pa
     assert sorted(line["word"] for line in lines_of(history, "a")) == ["", "scratch"]
 
 
+def test_what_the_database_refuses_holds_up_nothing_else(history, tmp_path, monkeypatch, caplog):
+    history._waiting = connect(database_url(f"sqlite:///{tmp_path}/waiting.sqlite", tmp_path))
+    upgrade(history._waiting)
+    write = history_module._merge
+    first, refused, last = inspection(), inspection(verdict="x" * 33), inspection()
+    write(history._waiting, [first, refused, feedback(refused), last])
+
+    def strict(engine, rows):
+        """As PostgreSQL is; SQLite takes a word of any length."""
+        if engine is history._engine and len(rows[0].verdict) > 32:
+            raise DataError(None, None, ValueError("value too long"))
+        write(engine, rows)
+
+    monkeypatch.setattr(history_module, "_merge", strict)
+    assert history.move_waiting() == 2
+    assert history.move_waiting() == 0
+    assert history.waiting() == 2
+    [told] = caplog.messages  # once, not every time
+    assert told == f"inspection {refused.id} stays in the file: value too long"
+    assert {line["id"] for line in lines_of(history, "a")} == {first.id, last.id}
+    with pytest.raises(DatabaseError, match="value too long"):
+        history.save(inspection(verdict="x" * 33))
+    assert history.waiting() == 2
+
+
 def test_pages_go_from_the_newest_to_the_oldest(history):
     for minute in range(PAGE + 2):
         history.save(inspection(minute=minute, file_name=f"{minute}.png"))
@@ -133,6 +159,10 @@ def test_migrations_make_the_tables_of_the_code_and_take_them_away(tmp_path):
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
     upgrade(engine)
+    row = inspection()
+    history = History(engine.url, tmp_path)
+    assert history.save(row, feedback(row))
+    history.close()
     downgrade(engine)
     assert inspect(engine).get_table_names() == ["alembic_version"]
     upgrade(engine)

@@ -49,6 +49,10 @@ def test_migrations_make_the_tables_of_the_code_and_take_them_away(cluster, tmp_
     upgrade(engine)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+    row = inspection()
+    history = History(engine.url, tmp_path)
+    assert history.save(row, feedback(row))
+    history.close()
     downgrade(engine)
     assert inspect(engine).get_table_names() == ["alembic_version"]
     upgrade(engine)
@@ -76,6 +80,21 @@ def test_what_is_saved_while_the_database_is_away_waits_and_moves_once(cluster, 
     assert [entry.inspection.file_name for entry in entries] == ["부품 Prüfling", "part.png"]
     assert [entry.feedback and entry.feedback.word for entry in entries] == [None, "scratch"]
     assert history.overlay("a", while_away.id) == b"jpeg of a"
+    history.close()
+
+
+def test_what_the_database_refuses_holds_up_nothing_else(cluster, tmp_path):
+    history = History(database_url(cluster.url, tmp_path), tmp_path)
+    too_long, others = inspection(verdict="x" * 33), [inspection(), inspection()]
+    cluster.kill()
+    for row in (others[0], too_long, others[1]):
+        assert not history.save(row)
+    cluster.start()
+    assert history.move_waiting() == 2
+    assert history.waiting() == 1
+    assert {entry.inspection.id for entry in history.page("a")[0]} == {row.id for row in others}
+    with pytest.raises(DatabaseError, match="value too long"):
+        history.save(too_long)
     history.close()
 
 

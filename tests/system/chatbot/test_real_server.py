@@ -4,13 +4,15 @@ $LOOKTWICE_PICTURES=docs/pictures keeps the screenshots there.
 """
 
 import os
+import re
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from playwright.sync_api import expect
 
-from looktwice_clients import Inspector
+from looktwice_clients import Inspector, draw_overlay
+from looktwice_clients.chatbot.station import OVERLAY_STYLE
 from tests.serving import Server
 from tests.system.chatbot.conftest import DESKTOP, PHONE
 from tests.system.chatbot.visit import (
@@ -21,6 +23,7 @@ from tests.system.chatbot.visit import (
     give_picture,
     inspect,
     loaded,
+    overlay,
     past,
     running_chatbot,
     say,
@@ -78,6 +81,7 @@ def test_sixteen_users_at_once_get_their_own_pictures_results_and_answers(
     with Inspector(server.url) as inspector:
         expected = list(inspector.inspect_many(files))
     assert len({one.score for one in expected}) == USERS
+    drawn = [draw_overlay(*pair, OVERLAY_STYLE) for pair in zip(files, expected, strict=True)]
     with running_chatbot(tmp_path, server.url) as chatbot:
         pages = [visit(chatbot.url) for _ in range(USERS)]
         for page, file in zip(pages, files, strict=True):
@@ -86,6 +90,7 @@ def test_sixteen_users_at_once_get_their_own_pictures_results_and_answers(
             page.locator("button#inspect").click()
         for page, one in zip(pages, expected, strict=True):
             expect(page.locator(".result")).to_contain_text(f"Score {one.score:.3f}")
+        assert [likest(overlay(page), drawn) for page in pages] == list(range(USERS))
         for page in pages:
             page.locator("#question textarea").fill("Where is the defect?")
         for page in pages:
@@ -96,6 +101,14 @@ def test_sixteen_users_at_once_get_their_own_pictures_results_and_answers(
         for page, file in zip(pages, files, strict=True):
             [entry] = past(page, 1)
             assert file.name in entry
+            expect(page.locator("[role=alert]")).to_have_count(0)
+        assert not re.search("ERROR|Traceback", chatbot.log.read_text())
+
+
+def likest(shown: Image.Image, pictures: list[Image.Image]) -> int:
+    """Which of the pictures is shown: the one that differs least."""
+    differences = [sum(ImageStat.Stat(ImageChops.difference(shown, one)).mean) for one in pictures]
+    return differences.index(min(differences))
 
 
 def test_a_product_is_learned_from_good_parts_and_compared_with(
@@ -151,9 +164,9 @@ def test_a_shift_at_the_page_of_the_real_server(server: Server, visit, tmp_path,
         for words in ("square_holes.jpg", "anomalous", plate, "Right: square holes"):
             assert words in newest
         assert "scratched.png" in oldest
-        overlay = page.locator("#past img").last
-        overlay.scroll_into_view_if_needed()
-        loaded(page, overlay)
+        picture = page.locator("#past img").last
+        picture.scroll_into_view_if_needed()
+        loaded(page, picture)
         told = ("file", "product", "verdict", "feedback", "word")
         assert [tuple(line[name] for name in told) for line in exported(page)] == [
             ("square_holes.jpg", plate, "anomalous", "right", "square holes"),

@@ -1,6 +1,8 @@
 """What a person does on the page, in the words of a person; and the chatbot that serves it."""
 
+import base64
 import csv
+import io
 import os
 import re
 import signal
@@ -14,16 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from tests.serving import free_port
 
-# The page's command, as its documentation gives it.
-QUICKSTART = re.findall(
-    r"^\$ (looktwice chatbot[^#\n]*)",
-    (Path(__file__).parents[3] / "docs" / "chatbot.md").read_text("utf-8"),
-    re.MULTILINE,
-)[0].split()
+# The page's command, as its documentation gives it; the lines above it are those that make
+# the environment and that `tests.serving` runs.
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "chatbot.md").read_text("utf-8")
+*BEFORE, COMMAND = re.findall(r"^\$ (.*?) *(?:#.*)?$", DOCUMENT, re.MULTILINE)
+assert BEFORE == ["pip install '.[chatbot]'", "looktwice serve"], BEFORE
 START_SECONDS = 120
 STOP_SECONDS = 30
 
@@ -42,7 +44,7 @@ def running_chatbot(folder: Path, server_url: str, *flags: str) -> Iterator[Chat
     """Run `looktwice chatbot` with its data in `folder` until the block ends."""
     port = free_port()
     log = folder / f"chatbot-{port}.log"
-    program, *words = QUICKSTART
+    program, *words = COMMAND.split()
     command = [str(Path(sys.executable).with_name(program)), *words, "--url", server_url]
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -93,9 +95,20 @@ def inspect(page: Page, picture: Path) -> None:
     expect(page.locator(".result:not([data-old])")).to_be_visible()
 
 
-def loaded(page: Page, overlay: Locator) -> None:
+def loaded(page: Page, picture: Locator) -> None:
     """Wait until the browser has an overlay's pixels."""
-    page.wait_for_function("image => image.naturalWidth >= 640", arg=overlay.element_handle())
+    page.wait_for_function("image => image.naturalWidth >= 640", arg=picture.element_handle())
+
+
+def overlay(page: Page) -> Image.Image:
+    """The overlay that the page shows."""
+    picture = page.locator("#overlay img")
+    loaded(page, picture)
+    data = picture.evaluate(
+        "async image => { const bytes = new Uint8Array(await (await fetch(image.src))"
+        ".arrayBuffer()); return btoa(Array.from(bytes, b => String.fromCharCode(b)).join(''))}"
+    )
+    return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
 
 def verdict(page: Page) -> str:
