@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from inspect import GEN_RUNNING, getgeneratorstate
 from typing import Any
 
 import httpx2
@@ -162,7 +163,8 @@ def test_an_inspector_in_use_by_another_thread_is_not_closed(wire: Any) -> None:
     many = inspector.inspect_many([red(0)], concurrency=1)
     reader = threading.Thread(target=list, args=(many,))
     reader.start()
-    time.sleep(0.1)
+    while getgeneratorstate(many) != GEN_RUNNING:
+        time.sleep(0.001)
     with pytest.raises(LookTwiceError, match="another thread reads an inspect_many"):
         inspector.close()
     reader.join()

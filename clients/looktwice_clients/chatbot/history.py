@@ -114,7 +114,9 @@ class History:
                     continue
                 on_it = FeedbackRow.inspection_id == inspection_id
                 said = session.scalars(select(FeedbackRow).where(on_it)).all()
-                row = session.get_one(InspectionRow, inspection_id, options=[undefer("*")])
+                row = session.get(InspectionRow, inspection_id, options=[undefer("*")])
+                if row is None:
+                    continue  # another chatbot with the same folder has moved it
                 try:
                     _merge(self._engine, [row, *said])
                 except DataError as error:  # of this one alone: the others need not wait for it
