@@ -109,12 +109,14 @@ def note(
 def _answered(messages: Sequence[AnyMessage]) -> Iterator[tuple[str, ToolMessage]]:
     """Each of the tool's answers, with the picture that it was asked about.
 
-    Some models number their calls anew in every turn: an answer belongs to the call before it that
-    has its number and no answer yet.
+    Some models number their calls anew in every turn, or give all one number: an answer belongs to
+    the first call of the turn that has its number and no answer yet.
     """
     asked: defaultdict[str | None, deque[str]] = defaultdict(deque)
     for message in messages:
-        for call in getattr(message, "tool_calls", ()):
+        if calls := getattr(message, "tool_calls", ()):
+            asked.clear()
+        for call in calls:
             asked[call["id"]].append(str(call["args"].get("image")))
         if isinstance(message, ToolMessage) and asked[message.tool_call_id]:
             yield asked[message.tool_call_id].popleft(), message

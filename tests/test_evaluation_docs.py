@@ -74,8 +74,9 @@ def test_the_drawn_data_set_measures_as_the_page_says(folder: Path):
     said = table(BLOCKS[0])
     assert len(said) == 4
     assert found.keys() == said.keys()
-    for row, figures in said.items():  # last digits are the machine's
-        assert found[row] == pytest.approx(figures, abs=1), row
+    for row, figures in said.items():  # one picture of 36 is the machine's; their numbers are not
+        assert found[row] == pytest.approx(figures, abs=3), row
+        assert found[row][-2:] == figures[-2:], row
     written = {path.name for path in (folder / "report").iterdir()}
     assert {"metrics.json", "metrics.csv", "images.csv", "report.html"} <= written
 

@@ -65,7 +65,7 @@ class AllowedPictures:
         try:
             return to_wire(source)
         except ImageError as error:
-            told = str(error).replace(name_of(source), name_of(name))
+            told = str(error).replace(name_of(source), name_of(name), 1)  # it stands first
             raise ImageError(told, error.code) from None
 
     def _path(self, name: str) -> Path:

@@ -59,7 +59,10 @@ def mcp(
     from looktwice_clients.inspector import AsyncInspector
     from looktwice_clients.mcp_server import MAX_BODY, mcp_server
 
-    key = os.environ.get(KEY, "").strip() or None  # a file's last line end comes along
+    key = os.environ.get(KEY) or None
+    key = key and key.strip()  # a file's last line end comes along
+    if key == "":
+        raise click.UsageError(f"${KEY} is blank: set a key, or unset it")
     if http and host not in ("127.0.0.1", "localhost", "::1") and key is None:
         raise click.UsageError(f"--host {host} opens it to the network: set ${KEY} first")
 

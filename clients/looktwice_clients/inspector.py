@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from inspect import GEN_RUNNING, getgeneratorstate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from weakref import WeakSet
@@ -161,7 +160,8 @@ class Inspector(_AnsweringModel):
         """Inspections of many pictures, in the pictures' order, as they become ready.
 
         Reads `images` only a little ahead, so that it may be endless; `close` ends it early. Where
-        they come slowly, as from a camera, a picture's inspection comes with the next picture.
+        they come slowly, as from a camera, a picture's inspection comes with the next picture, or
+        with a later one if it took long.
 
         Args:
             images: as for `inspect`.
@@ -245,9 +245,10 @@ class Inspector(_AnsweringModel):
         """
         # A connection that is cut while a thread reads leaves it reading for ever.
         for many in list(self._many):
-            if getgeneratorstate(many) == GEN_RUNNING:
-                raise LookTwiceError("another thread reads an inspect_many: end that first")
-            many.close()
+            try:
+                many.close()
+            except ValueError:  # it is under way
+                raise LookTwiceError("an inspect_many is being read: end that first") from None
         self.client.close()
 
     def __enter__(self) -> Self:
@@ -260,8 +261,9 @@ class Inspector(_AnsweringModel):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the connections."""
-        self.close()
+        """Close the connections; what ended the block early is not hidden by another error."""
+        with suppress(*[LookTwiceError] if error else []):
+            self.close()
 
 
 class AsyncInspector(_AnsweringModel):
@@ -338,7 +340,10 @@ class AsyncInspector(_AnsweringModel):
         progress: bool = False,
         return_exceptions: bool = False,
     ) -> AsyncGenerator[Inspection, None] | AsyncGenerator[Inspection | Exception, None]:
-        """Inspections of many pictures, as `Inspector.inspect_many` gives them; `async for`."""
+        """Inspections of many pictures, as `Inspector.inspect_many` gives them; `async for`.
+
+        `images` is read in threads, one picture at a time, so that a slow source stops nothing.
+        """
         from openai import OpenAIError
 
         _check_concurrency(concurrency)
@@ -469,7 +474,8 @@ def _in_order(
         try:
             for image in images:
                 waiting.append(pool.submit(call, image))
-                while waiting and (waiting[0].done() or len(waiting) >= 2 * concurrency):
+                # One for one, so that requests stay under way however slowly results are taken.
+                if waiting[0].done() or len(waiting) >= 2 * concurrency:
                     yield waiting.popleft().result()
                     bar.update()
             while waiting:
@@ -486,7 +492,7 @@ async def _in_order_async(
     concurrency: int,
     progress: bool,
 ) -> AsyncGenerator[Any, None]:
-    """As `_in_order`, with tasks of the running event loop; `images` is read in threads."""
+    """As `_in_order`, with tasks of the running event loop."""
     turnstile = asyncio.Semaphore(concurrency)
 
     async def limited(image: Any) -> Inspection | Exception:
@@ -500,7 +506,7 @@ async def _in_order_async(
         try:
             while (image := await asyncio.to_thread(next, pictures, end)) is not end:
                 waiting.append(asyncio.create_task(limited(image)))
-                while waiting and (waiting[0].done() or len(waiting) >= 2 * concurrency):
+                if waiting[0].done() or len(waiting) >= 2 * concurrency:
                     yield await waiting.popleft()
                     bar.update()
             while waiting:

@@ -214,6 +214,14 @@ def test_the_network_needs_a_key(
     assert "set $LOOKTWICE_MCP_KEY first" in capsys.readouterr().err
 
 
+def test_a_blank_key_opens_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOOKTWICE_MCP_KEY", "\n")
+    assert run(["mcp", "--http"]) == 2
+    assert "$LOOKTWICE_MCP_KEY is blank" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert run(["mcp", "--http", "--port", str(taken.getsockname()[1])]) == 1

@@ -139,14 +139,12 @@ def test_a_model_that_was_talked_into_lies_can_neither_hide_a_defect_nor_reach_a
     assert all(line.startswith(">") for line in remarks.strip().splitlines())
 
 
-def test_calls_that_are_numbered_anew_in_every_turn_keep_their_pictures(
-    shift_agent: ModuleType, server: Server
+@pytest.mark.parametrize("turns", [[["picture-2"], ["picture-1"]], [["picture-2", "picture-1"]]])
+def test_calls_of_one_number_keep_their_pictures(
+    shift_agent: ModuleType, server: Server, turns: list[list[str]]
 ) -> None:
-    model = script(
-        [numbered(inspect("picture-2"), "call_0")],
-        [numbered(inspect("picture-1"), "call_0")],
-        "One of them is bad.",
-    )
+    calls = [[numbered(inspect(name), "call_0") for name in names] for names in turns]
+    model = script(*calls, "One of them is bad.")
     pictures = [EXAMPLES / "good.png", EXAMPLES / "scratched.png"]
     note = shift_agent.write_note(model, pictures, url=server.url)
     [good], [scratched] = row(note, "good.png"), row(note, "scratched.png")

@@ -54,12 +54,12 @@ def test_the_clients_are_imported_within_a_second_and_without_the_openai_sdk(
     fresh: Path, imported: str
 ) -> None:
     code = (
-        "import sys; from time import perf_counter as now; began = now(); "
+        "import sys; from time import process_time as now; began = now(); "
         f"{imported}; print(now() - began, 'openai' in sys.modules)"
     )
     runs = [python(fresh, code).split() for _ in range(5)]
     best = min(float(seconds) for seconds, _ in runs)
-    print(f"{best:.3f} s, Python {sys.version.split()[0]}")
+    print(f"{best:.3f} s of a core, Python {sys.version.split()[0]}")
     assert best < 1.0  # with the SDK it was 1.6
     assert {sdk for _, sdk in runs} == {"False"}
 

@@ -36,8 +36,8 @@ GIB = 2**30
 MASTER, MOMENTS, GRADIENT = 4, 8, 4  # bytes of a trained parameter in float32, of AdamW's two means
 PHRASE_TOKENS = 6
 SELECTED = 4  # suspicious tokens of a crop
-# Attention as it runs on a CPU, of which torch's counter knows nothing; counted without the half
-# that a causal kernel may leave out.
+# Attention as it runs on a CPU, of which torch's counter knows nothing; counted in full, also the
+# half that a causal kernel may leave out.
 ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
         lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)

@@ -58,8 +58,8 @@ def chatbot(
 
     The server that inspects is at --url, with the key $LOOKTWICE_API_KEY.
     """
-    chosen = key or os.environ.get("LOOKTWICE_CHATBOT_KEY") or ""
-    key = chosen.strip() or None  # a file's last line end comes along
+    key = key or os.environ.get("LOOKTWICE_CHATBOT_KEY") or None
+    key = key and key.strip()  # a file's last line end comes along
     if key is not None and len(key) < SHORTEST_KEY:
         raise click.UsageError(f"the key must have at least {SHORTEST_KEY} characters.")
     port = free_port(host, port)

@@ -71,12 +71,13 @@ def connect(url: URL) -> Engine:
     own = url.query.get("options", "")
     options = [*((own,) if isinstance(own, str) else own)]
     options += [f"-c {name}={seconds}s" for name, seconds in limits.items()]
-    waits = {
+    settings = {
+        "client_encoding": "utf8",  # else the driver meets a letter that the database lacks first
         "connect_timeout": _CONNECT_SECONDS,
         "tcp_user_timeout": 1000 * _CONNECT_SECONDS,
         "options": " ".join(options).strip(),
     }
-    return create_engine(url, pool_pre_ping=True, pool_timeout=10, connect_args=waits)
+    return create_engine(url, pool_pre_ping=True, pool_timeout=10, connect_args=settings)
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _: object) -> None:

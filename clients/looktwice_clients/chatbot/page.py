@@ -37,7 +37,9 @@ ON_LOAD = """() => {{
     }}
   }};
   speak();
-  new MutationObserver(speak).observe(document.body, {{childList: true, subtree: true}});
+  new MutationObserver(speak).observe(document.body, {{
+    childList: true, subtree: true, characterData: true, attributeFilter: ["aria-label", "title"],
+  }});
 }}"""
 
 

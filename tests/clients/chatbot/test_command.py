@@ -28,8 +28,9 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_a_key_that_is_too_short_is_refused(capsys):
-    assert run(["chatbot", "--key", "short"]) == 2
+@pytest.mark.parametrize("key", ["short", " \n"])
+def test_a_key_that_is_too_short_is_refused(key, capsys):
+    assert run(["chatbot", "--key", key]) == 2
     assert "at least 8 characters" in complaint(capsys)
 
 

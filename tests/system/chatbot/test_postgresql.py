@@ -98,6 +98,20 @@ def test_what_the_database_refuses_holds_up_nothing_else(cluster, tmp_path):
     history.close()
 
 
+def test_a_letter_that_the_databases_encoding_lacks_is_refused_like_any_other(cluster, tmp_path):
+    plain = connect(database_url(cluster.url, tmp_path))
+    with plain.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(
+            "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
+        )
+    plain.dispose()
+    history = History(database_url(cluster.url.replace("/postgres", "/latin"), tmp_path), tmp_path)
+    with pytest.raises(DatabaseError, match="no equivalent in encoding"):
+        history.save(inspection(verdict="이상"))
+    assert history.save(inspection(verdict="größer"))
+    history.close()
+
+
 def test_what_is_saved_while_somebody_holds_the_table_waits_and_moves(cluster, tmp_path):
     history = History(database_url(cluster.url, tmp_path), tmp_path)
     holder = connect(database_url(cluster.url, tmp_path))
