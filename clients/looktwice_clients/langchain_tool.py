@@ -76,7 +76,7 @@ class InspectionTool(BaseTool):
     def _run(
         self, image: str, reference: str | None = None, overlay: bool = False, **_: Any
     ) -> tuple[Content, Inspection]:
-        from openai import OpenAIError  # takes half a second to import
+        from openai import OpenAIError  # slow to import
 
         try:
             source = self._allowed.find(image)
@@ -89,7 +89,7 @@ class InspectionTool(BaseTool):
     async def _arun(
         self, image: str, reference: str | None = None, overlay: bool = False, **_: Any
     ) -> tuple[Content, Inspection]:
-        from openai import OpenAIError  # takes half a second to import
+        from openai import OpenAIError  # slow to import
 
         try:
             source = await asyncio.to_thread(self._allowed.find, image)
