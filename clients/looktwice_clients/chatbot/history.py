@@ -91,12 +91,18 @@ class History:
     def waiting(self) -> int:
         """How many inspections and feedbacks wait for the database to come back.
 
+        What it has refused waits for nothing: the log told it.
+
         Raises:
             DatabaseError: the file in which they wait cannot be read.
         """
         if self._waiting is None:
             return 0
-        counts = [select(func.count()).select_from(table) for table in (InspectionRow, FeedbackRow)]
+        refused = self._refused.copy()  # the moving thread adds to it
+        counts = [
+            select(func.count()).where(of_inspection.not_in(refused))
+            for of_inspection in (InspectionRow.id, FeedbackRow.inspection_id)
+        ]
         try:
             with Session(self._waiting) as session:
                 return sum(session.scalar(count) or 0 for count in counts)
