@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # Depthwise convolutions on a CPU are over four times as fast with the channels last.
 LAYOUT = torch.channels_last
+CROPS_AT_ONCE = 3  # of them a CPU's caches hold the activations; of five they do not
 
 
 @dataclass(frozen=True)
@@ -217,10 +218,15 @@ class TimmTower(nn.Module):
     def stages(self, pixels: Tensor) -> list[Tensor]:
         """Tokens (B, N, C_l) of the tapped stages, resampled to the grid, nothing appended."""
         grid = (self.config.grid, self.config.grid)
-        return [
-            interpolate(stage, grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
-            for stage in self.network(pixels.float().contiguous(memory_format=LAYOUT))
+        together = CROPS_AT_ONCE if pixels.device.type == "cpu" else len(pixels)
+        parts = [
+            [
+                interpolate(stage, grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
+                for stage in self.network(crops.float().contiguous(memory_format=LAYOUT))
+            ]
+            for crops in pixels.split(together)
         ]
+        return [torch.cat(stage) for stage in zip(*parts, strict=True)]
 
     @torch.no_grad()
     def tokens(self, stages: list[Tensor]) -> tuple[list[Tensor], Tensor]:
