@@ -156,6 +156,7 @@ class Detector:
             return Judgement(judged.score, judged.verdict, fused)
         raw, significance, whole = self.raw(picture)
         calibration = self.judging.config.calibration
-        calibrated = calibration.map(whole).numpy().astype(np.float32)
+        level = calibration.level(significance)
+        calibrated = calibration.map(whole, level).numpy().astype(np.float32)
         score = float(calibration.score(raw.double(), significance))
         return Judgement(score, verdict_of(score), calibrated)

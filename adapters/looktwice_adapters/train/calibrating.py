@@ -3,7 +3,8 @@
 For the expert and for AnomalyGPT's decoder alike, after training and on other pictures.
 """
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -12,12 +13,15 @@ import torch
 from tqdm import tqdm
 
 from looktwice_adapters.calibration import calibrate
+from looktwice_adapters.checkpoint import ExpertFileError
 from looktwice_adapters.datasets import Sample, read_mask, read_sample
-from looktwice_adapters.detector import Detector
-from looktwice_adapters.expert import detail_logit
+from looktwice_adapters.detector import CheckpointError, Detector, expert_file
+from looktwice_adapters.expert import detail_logit, unrest
 from looktwice_adapters.few_shot import normal_scores
 from looktwice_adapters.layouts import read_dataset
 from looktwice_adapters.train.features import lacking_class
+from looktwice_adapters.train.hub_format import write_json
+from looktwice_adapters.train.options import seed_option
 
 IMAGES = 40  # of each class of each product
 GOOD_IMAGES = 12  # of a product, that are compared with each other
@@ -37,11 +41,12 @@ def fit_calibration(detector: Detector, folders: tuple[Path, ...], seed: int) ->
         for samples in read_dataset(root).values()
     ]
     named = [(name, sample) for name, samples in drawn for sample in samples]
-    scores, significant, peaks, pixels, covered = [], [], [], [], []
+    scores, significant, restless, peaks, pixels, covered = [], [], [], [], [], []
     for _, sample in tqdm(named, desc="calibration", unit="image"):
         score, significance, whole = detector.raw(read_sample(sample))
         scores.append(score)
         significant.append(detail_logit(significance))
+        restless.append(unrest(significance))
         peaks.append(whole.max())
         mask = read_mask(sample, (whole.shape[0], whole.shape[1]))
         if mask is not None:
@@ -50,6 +55,7 @@ def fit_calibration(detector: Detector, folders: tuple[Path, ...], seed: int) ->
     fitted = calibrate(
         torch.stack(scores),
         torch.stack(significant),
+        torch.stack(restless),
         np.array([sample.anomalous for _, sample in named]),
         np.array([root for root, _ in named]),
         torch.stack(peaks),
@@ -92,3 +98,36 @@ def _drawn(samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
         of_class = [s for s in samples if s.split == "test" and s.anomalous == anomalous]
         chosen += [of_class[index] for index in rng.permutation(len(of_class))[:IMAGES]]
     return chosen
+
+
+@click.command("calibrate")
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--calibrate-on",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A data set, in any layout that `looktwice evaluate` reads, on whose test pictures "
+    "threshold and scales are fitted; may be given several times.",
+)
+@seed_option("Of which pictures are drawn.")
+def calibration(checkpoint: Path, calibrate_on: tuple[Path, ...], seed: int) -> None:
+    """Fit the threshold of a checkpoint's expert anew, on labelled pictures of your own.
+
+    Writes the calibration into config.json of the folder CHECKPOINT, and into the expert's JSON
+    file where there is one. Weights stay. References that were added before must be added again.
+    """
+    check_calibrating(calibrate_on)
+    try:
+        detector = Detector.from_folder(checkpoint)
+    except (CheckpointError, ExpertFileError) as error:
+        raise click.UsageError(str(error)) from error
+    fit_calibration(detector, calibrate_on, seed)
+    fitted = asdict(detector.expert.config.calibration)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["anomaly_expert"]["calibration"] = fitted
+    write_json(checkpoint / "config.json", config)
+    beside = expert_file(checkpoint).with_suffix(".json")
+    if beside.exists():
+        write_json(beside, json.loads(beside.read_text()) | {"calibration": fitted})
+    click.echo(f"{checkpoint / 'config.json'}: {json.dumps(fitted)}")

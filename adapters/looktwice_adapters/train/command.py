@@ -9,6 +9,7 @@ COMMANDS = {
     "pictures": "looktwice_adapters.train.pictures:pictures",
     "synthesis": "looktwice_adapters.train.contact_sheet:synthesis",
     "expert": "looktwice_adapters.train.expert:expert",
+    "calibrate": "looktwice_adapters.train.calibrating:calibration",
     "tower": "looktwice_adapters.train.tower:tower",
     "nano-assistant": "looktwice_adapters.train.nano_assistant:nano_assistant",
     "nano": "looktwice_adapters.train.nano:nano",
@@ -40,7 +41,7 @@ def train() -> None:
     """Train the papers' stages, from free pictures to a checkpoint.
 
     \b
-    The expert (stage 1):       pictures, synthesis, expert
+    The expert (stage 1):       pictures, synthesis, expert, calibrate
     nano, from nothing:         tower, nano-assistant, nano
     AnomalyGPT's parts:         pictures, decoder
     Any checkpoint (stage 2):   dialogue, estimate, assistant

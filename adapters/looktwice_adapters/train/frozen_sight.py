@@ -127,6 +127,7 @@ class FrozenSight:
             return facts_sentence("normal", [])
         extent, side = (size[1], size[0]), self.config.vision_config.image_size
         calibration = self.expert.config.calibration
-        whole = calibration.map(stitch(significance.cpu(), grid, extent, side))
+        stitched = stitch(significance.cpu(), grid, extent, side)
+        whole = calibration.map(stitched, calibration.level(significance.cpu()))
         regions = find_regions(whole.numpy(), extent, at_least_one=True)
         return facts_sentence("anomalous", [region.position for region in regions])
