@@ -1,8 +1,8 @@
 """Calibration of an expert: raw scores and maps with their labels -> scales and biases.
 
-Platt's scaling (logistic regression) on the head's logit, the map's peak and its unrest, both classes
-of every set weighted alike, so that the threshold 0.5 is fair to each. Departs from the paper, which
-scores with the head alone. The map's scale is fitted on pixels; its bias lets the map reach 0.5 in as
+Platt's scaling (logistic regression) on the head's logit and the map's peak, both classes of every
+set weighted alike, so that the threshold 0.5 is fair to each. Departs from the paper, which scores
+with the head alone. The map's scale is fitted on pixels; its bias lets the map reach 0.5 in as
 many pictures as are judged anomalous, so that verdict and regions go together.
 """
 
@@ -59,19 +59,17 @@ def platt(
 def calibrate(
     scores: Tensor,
     significant: Tensor,
-    restless: Tensor,
     labels: NDArray[np.bool_],
     sets: NDArray[np.str_],
     peaks: Tensor,
     pixels: Tensor,
     covered: Tensor,
 ) -> Calibration:
-    """Fit all numbers but those of good pictures against references.
+    """Fit all five numbers.
 
     Args:
         scores: (images,) raw scores in [0, 1].
         significant: (images,) the maps' `detail_logit`.
-        restless: (images,) their `unrest`.
         labels: (images,) whether anomalous.
         sets: (images,) the name of each picture's data set.
         peaks: (images,) highest value of each picture's stitched map, before calibration.
@@ -84,31 +82,19 @@ def calibrate(
         many pictures as the score does.
     """
     weights = balanced_weights(labels, sets)
-    usual_unrest = float(np.average(restless.double().numpy(), weights=weights))
-    peak, uneven = significant.double().numpy(), restless.double().numpy() - usual_unrest
-    values = np.stack((logits(scores), peak, -uneven), axis=1)
-    scales, score_bias = platt(values, labels, weights)
-    if not scales[1]:  # without a peak there is nothing that unrest could lower
-        scales[:2], score_bias = platt(values[:, :2], labels, weights)
-        scales[2] = 0
-    unrest_weight = scales[2] / scales[1] if scales[2] else 0.0
+    values = np.stack((logits(scores), significant.double().numpy()), axis=1)
+    (score_scale, peak_scale), score_bias = platt(values, labels, weights)
     truth = covered.numpy().astype(np.bool_)
     map_scale = Calibration().map_scale
     if 0 < truth.sum() < len(truth):
         of_pixels = balanced_weights(truth, np.full(len(truth), "pixels"))
         (map_scale,), _ = platt(logits(pixels)[:, None], truth, of_pixels)
-    share = float(np.average(values @ scales + score_bias >= 0, weights=weights))
-    highest = logits(peaks) - unrest_weight * uneven
-    order = np.argsort(highest)
+    judged = score_scale * values[:, 0] + peak_scale * values[:, 1] + score_bias
+    share = float(np.average(judged >= 0, weights=weights))
+    order = np.argsort(logits(peaks))
     below = np.cumsum(weights[order]) / weights.sum()
     first = min(int(np.searchsorted(below, 1 - share + ROUNDING)), len(order) - 1)
-    cut = float(highest[order][first])
+    cut = float(logits(peaks)[order][first])
     return Calibration(
-        score_scale=float(scales[0]),
-        score_bias=score_bias,
-        map_scale=float(map_scale),
-        map_bias=float(-map_scale * cut),
-        peak_scale=float(scales[1]),
-        unrest_weight=float(unrest_weight),
-        usual_unrest=usual_unrest,
+        float(score_scale), score_bias, float(map_scale), float(-map_scale * cut), float(peak_scale)
     )

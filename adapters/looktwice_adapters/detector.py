@@ -156,7 +156,6 @@ class Detector:
             return Judgement(judged.score, judged.verdict, fused)
         raw, significance, whole = self.raw(picture)
         calibration = self.judging.config.calibration
-        level = calibration.level(significance)
-        calibrated = calibration.map(whole, level).numpy().astype(np.float32)
+        calibrated = calibration.map(whole).numpy().astype(np.float32)
         score = float(calibration.score(raw.double(), significance))
         return Judgement(score, verdict_of(score), calibrated)

@@ -36,17 +36,6 @@ def detail_logit(significance: Tensor) -> Tensor:
     return peak_logit(significance[1:])
 
 
-def unrest(significance: Tensor) -> Tensor:
-    """How unlike each other the ordinary places of an image's map (B, h, w) are: () in logits.
-
-    The distance of the quartiles over its grid of crops, which a defect on less than a quarter of
-    them hardly moves.
-    """
-    logit = torch.logit(significance[1:].float().flatten(), 1e-6)
-    low, high = logit.quantile(logit.new_tensor([0.25, 0.75]))
-    return high - low
-
-
 @dataclass(frozen=True)
 class Calibration:
     """From raw outputs to calibrated ones: sigmoid(scale * logit + bias); 0.5 is the threshold."""
@@ -56,8 +45,6 @@ class Calibration:
     map_scale: float = 1.0
     map_bias: float = 0.0
     peak_scale: float = 0.0  # weight of the map's peak in the score; 0: the head alone
-    unrest_weight: float = 0.0  # by what share of a picture's unrest its map is lowered
-    usual_unrest: float = 0.0  # at which it stays as it is
     normal_scores: NormalScores = NORMAL  # of good pictures against references
 
     @classmethod
@@ -75,24 +62,17 @@ class Calibration:
             raw: () the head's score in [0, 1].
             significance: (B, h, w) of all its crops, asked for where `peak_scale` is not 0: the
                 paper scores with the head alone; a small head follows its own map too loosely.
-                The peak counts by how far it stands out of the picture's unrest.
         """
         logit = self.score_scale * torch.logit(raw, 1e-7) + self.score_bias
         if self.peak_scale:
             if significance is None:
                 raise ValueError("this calibration needs the image's significance maps")
-            peak = detail_logit(significance) - self.level(significance)
-            logit = logit + self.peak_scale * peak
+            logit = logit + self.peak_scale * detail_logit(significance)
         return torch.sigmoid(logit)
 
-    def level(self, significance: Tensor) -> Tensor:
-        """By how many logits () a picture's map is lowered: its significance is (B, h, w)."""
-        return self.unrest_weight * (unrest(significance) - self.usual_unrest)
-
-    def map(self, significance: Tensor, level: Tensor | float = 0.0) -> Tensor:
-        """Calibrated map, in [0, 1], of significance (...) of a picture with this `level`."""
-        logit = torch.logit(significance, 1e-7) - level
-        return torch.sigmoid(self.map_scale * logit + self.map_bias)
+    def map(self, significance: Tensor) -> Tensor:
+        """Calibrated map of the significance in [0, 1]."""
+        return torch.sigmoid(self.map_scale * torch.logit(significance, 1e-7) + self.map_bias)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,6 @@ def look(
         significance: (B, h, w), the expert's map.
         calibration: of that map.
     """
-    # As it is, whatever the picture's unrest: good pictures tell how restless their product is.
     suspicion = torch.logit(calibration.map(significance), 1e-6)
     return Looked(expert.patch_tokens(levels), suspicion.clamp(-EXPERT_LIMIT, EXPERT_LIMIT))
 

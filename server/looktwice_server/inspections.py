@@ -279,7 +279,7 @@ class Inspections:
         verdict: Verdict | None = record["verdict"]
         if verdict is None:  # against a reference the map is calibrated already
             verdict = verdict_of(score)
-            whole = self._calibration.map(whole, self._calibration.level(significance))
+            whole = self._calibration.map(whole)
         anomaly_map = whole.numpy()
         regions: list[Region] = []
         if verdict != "normal":

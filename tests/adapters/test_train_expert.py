@@ -201,3 +201,13 @@ def test_calibration_puts_the_threshold_between_the_classes():
     quiet = (fitted.map(scores) < 0.5).numpy()
     assert quiet[~labels].mean() > 0.95
     assert (~quiet)[labels].mean() > 0.95
+
+
+def test_the_map_reaches_a_half_in_as_many_pictures_as_are_anomalous():
+    labels = np.repeat([False, True], 4)
+    scores = torch.linspace(0.1, 0.9, 8)
+    sets, silent = np.array(["one"] * 8), torch.zeros(8)
+    fitted = calibrate(scores, silent, labels, sets, scores, scores, torch.from_numpy(labels))
+    said = fitted.score(scores) >= 0.5
+    assert said.tolist() == labels.tolist()
+    assert (fitted.map(scores) > 0.49999).tolist() == labels.tolist()

@@ -3,12 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from looktwice_adapters.detector import Detector
 from looktwice_adapters.towers import lite0_weights
 from looktwice_adapters.train import expert as module
 from looktwice_adapters.train.features import (
@@ -18,6 +20,8 @@ from looktwice_adapters.train.features import (
     read_shard,
 )
 from looktwice_clients.cli import run as looktwice
+
+NANO = Path(__file__).parents[2] / "models" / "nano"
 
 
 def write_set(folder, masks=True):
@@ -96,6 +100,27 @@ def test_a_set_without_masks_calibrates_the_score_and_keeps_the_maps_scale(tmp_p
     assert fitted["map_scale"] == 1.0
     assert fitted["map_bias"] != 0.0
     assert fitted["score_scale"] != 1.0
+
+
+def test_a_checkpoint_is_calibrated_on_pictures_of_ones_own(tmp_path, capsys):
+    checkpoint = tmp_path / "nano"
+    shutil.copytree(NANO, checkpoint)
+    before = json.loads((checkpoint / "config.json").read_text())
+    mine = write_set(tmp_path / "mine")
+    asked = ["train", "calibrate", str(checkpoint), "--calibrate-on", str(mine)]
+    assert looktwice(asked) == 0
+    after = json.loads((checkpoint / "config.json").read_text())
+    fitted = after["anomaly_expert"].pop("calibration")
+    assert fitted != before["anomaly_expert"].pop("calibration")
+    assert after == before
+    assert json.loads((checkpoint / "expert.json").read_text())["calibration"] == fitted
+    said = capsys.readouterr().out
+    assert json.loads(said.partition(": ")[2]) == fitted
+    for folder in (NANO, checkpoint):
+        assert (folder / "SHA256SUMS").read_text() == (NANO / "SHA256SUMS").read_text()
+    Detector.from_folder(checkpoint)
+    assert looktwice(["train", "calibrate", str(mine), "--calibrate-on", str(mine)]) == 2
+    assert f"{mine} holds no config.json" in capsys.readouterr().err
 
 
 def test_what_cannot_train_or_calibrate_is_refused_before_training(sets, tmp_path, capsys):

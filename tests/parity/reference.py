@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import timm
 import torch
 from PIL import Image
@@ -236,15 +235,7 @@ class Reference:
         logits = torch.logit(crops.flatten().double(), 1e-6).sort().values
         peak = logits[-max(1, round(0.02 * len(logits))) :].mean()
         of = self.calibration
-        peak = peak - self.level(significance)
         return torch.sigmoid(of["score_scale"] * logit + of["score_bias"] + of["peak_scale"] * peak)
-
-    def level(self, significance: Tensor) -> float:
-        """Of the crops' logits: a share of the distance between their quartiles."""
-        logits = torch.logit(significance[1:].flatten().double(), 1e-6)
-        low, high = np.quantile(logits.numpy(), (0.25, 0.75))
-        of = self.calibration
-        return float(of["unrest_weight"] * (high - low - of["usual_unrest"]))
 
     def _of_llm(self, tokens: Tensor, significance: Tensor) -> tuple[Tensor, Tensor]:
         """Selected and global tokens of the LLM's tower by the map of the expert's own."""

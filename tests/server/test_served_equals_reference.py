@@ -84,7 +84,7 @@ def judge(reference: Reference, picture: Image.Image) -> Expected:
     seen, calibration = reference.see(picture), reference.calibration
     side = reference.model.config.vision_config.image_size
     significance = stitch(seen.significance, seen.grid, picture.size, side).double()
-    logit = torch.logit(significance, 1e-7) - reference.level(seen.significance)
+    logit = torch.logit(significance, 1e-7)
     found = torch.sigmoid(calibration["map_scale"] * logit + calibration["map_bias"]).numpy()
     anomalous = seen.score >= 0.5
     regions = find_regions(found, picture.size, at_least_one=True) if anomalous else []

@@ -16,7 +16,7 @@ from looktwice_adapters.calibration import calibrate
 from looktwice_adapters.checkpoint import ExpertFileError
 from looktwice_adapters.datasets import Sample, read_mask, read_sample
 from looktwice_adapters.detector import CheckpointError, Detector, expert_file
-from looktwice_adapters.expert import detail_logit, unrest
+from looktwice_adapters.expert import detail_logit
 from looktwice_adapters.few_shot import normal_scores
 from looktwice_adapters.layouts import read_dataset
 from looktwice_adapters.train.features import lacking_class
@@ -41,12 +41,11 @@ def fit_calibration(detector: Detector, folders: tuple[Path, ...], seed: int) ->
         for samples in read_dataset(root).values()
     ]
     named = [(name, sample) for name, samples in drawn for sample in samples]
-    scores, significant, restless, peaks, pixels, covered = [], [], [], [], [], []
+    scores, significant, peaks, pixels, covered = [], [], [], [], []
     for _, sample in tqdm(named, desc="calibration", unit="image"):
         score, significance, whole = detector.raw(read_sample(sample))
         scores.append(score)
         significant.append(detail_logit(significance))
-        restless.append(unrest(significance))
         peaks.append(whole.max())
         mask = read_mask(sample, (whole.shape[0], whole.shape[1]))
         if mask is not None:
@@ -55,7 +54,6 @@ def fit_calibration(detector: Detector, folders: tuple[Path, ...], seed: int) ->
     fitted = calibrate(
         torch.stack(scores),
         torch.stack(significant),
-        torch.stack(restless),
         np.array([sample.anomalous for _, sample in named]),
         np.array([root for root, _ in named]),
         torch.stack(peaks),

@@ -127,7 +127,6 @@ class FrozenSight:
             return facts_sentence("normal", [])
         extent, side = (size[1], size[0]), self.config.vision_config.image_size
         calibration = self.expert.config.calibration
-        stitched = stitch(significance.cpu(), grid, extent, side)
-        whole = calibration.map(stitched, calibration.level(significance.cpu()))
+        whole = calibration.map(stitch(significance.cpu(), grid, extent, side))
         regions = find_regions(whole.numpy(), extent, at_least_one=True)
         return facts_sentence("anomalous", [region.position for region in regions])
