@@ -122,6 +122,12 @@ def test_a_checkpoint_is_calibrated_on_pictures_of_ones_own(tmp_path, capsys):
     assert looktwice(["train", "calibrate", str(mine), "--calibrate-on", str(mine)]) == 2
     assert f"{mine} holds no config.json" in capsys.readouterr().err
 
+    broken = mine / "test" / "good" / "0.png"
+    broken.write_bytes(b"not a picture")
+    assert looktwice(asked) == 1
+    assert f"looktwice: {broken}: cannot be read as a picture\n" in capsys.readouterr().err
+    assert json.loads((checkpoint / "expert.json").read_text())["calibration"] == fitted
+
 
 def test_what_cannot_train_or_calibrate_is_refused_before_training(sets, tmp_path, capsys):
     plates = sets[0]

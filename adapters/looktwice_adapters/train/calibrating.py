@@ -120,7 +120,10 @@ def calibration(checkpoint: Path, calibrate_on: tuple[Path, ...], seed: int) -> 
         detector = Detector.from_folder(checkpoint)
     except (CheckpointError, ExpertFileError) as error:
         raise click.UsageError(str(error)) from error
-    fit_calibration(detector, calibrate_on, seed)
+    try:
+        fit_calibration(detector, calibrate_on, seed)
+    except (OSError, ValueError) as error:  # a picture or mask that cannot be read
+        raise click.ClickException(str(error)) from error
     fitted = asdict(detector.expert.config.calibration)
     config = json.loads((checkpoint / "config.json").read_text())
     config["anomaly_expert"]["calibration"] = fitted
