@@ -15,7 +15,7 @@ from torch import Tensor
 from looktwice_adapters.expert import Calibration
 
 SMALLEST_SCALE = 0.05
-ROUNDING = 1e-9
+ROUNDING = 1e-9  # of sums of weights
 
 
 def logits(probabilities: Tensor) -> NDArray[np.float64]:

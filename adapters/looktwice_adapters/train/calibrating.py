@@ -61,6 +61,8 @@ def fit_calibration(detector: Detector, folders: tuple[Path, ...], seed: int) ->
         torch.cat(covered),
     )
     judging = detector.judging
+    # Kept where these sets are too few to measure them.
+    fitted = replace(fitted, normal_scores=judging.config.calibration.normal_scores)
     judging.config = replace(judging.config, calibration=fitted)
     good = [[s for s in samples if not s.anomalous][:GOOD_IMAGES] for _, samples in drawn]
     good = [samples for samples in good if len(samples) == GOOD_IMAGES]
