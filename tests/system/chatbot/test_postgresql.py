@@ -91,7 +91,7 @@ def test_what_the_database_refuses_holds_up_nothing_else(cluster, tmp_path):
         assert not history.save(row)
     cluster.start()
     assert history.move_waiting() == 2
-    assert history.waiting() == 1
+    assert history.waiting() == 0  # nothing that another try would move
     assert {entry.inspection.id for entry in history.page("a")[0]} == {row.id for row in others}
     with pytest.raises(DatabaseError, match="value too long"):
         history.save(too_long)
