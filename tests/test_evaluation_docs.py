@@ -109,6 +109,7 @@ def test_the_commands_end_well(line: str, small: Path, server: Server):
     assert len(marker.bodies("/v1/chat/completions")) == line.count("--judge")
     if "--questions" in line:
         assert re.search(r"^(mmad|visa_dr)\.json", printed, re.MULTILINE), printed
+        assert ("1 of 1 questions against references" in printed) is ("--shots" in line)
     else:
         found = table(printed)
         assert len(found) == 4 * (1 + line.count("--baseline")), printed

@@ -286,6 +286,87 @@ def test_multiple_choice_is_counted_as_mmad_does(mmad, tmp_path, capsys):
     assert "average of the subtasks" in (tmp_path / "out" / "report.html").read_text()
 
 
+def asked_with(server):
+    """Question -> the pictures (all of one tone here) that it was inspected against."""
+    stored, against = {}, {}
+    for method, path, body in server.requests:
+        if method == "PUT":
+            stored[path.rpartition("/")[2]] = [picture_of(uri) for uri in body["images"]]
+        if path == "/v1/chat/completions":
+            name = body.get("inspection", {}).get("reference")
+            against[question_in(body)] = stored.get(name, [])
+    return against
+
+
+def test_choices_are_asked_against_the_pictures_that_mmads_file_names(mmad, cups, capsys):
+    content = json.loads(mmad.read_text())
+    for index, entry in enumerate(content.values()):
+        named = [f"cup/train/good/{(index + shot) % 3}.png" for shot in range(2)]
+        entry["random_templates"] = named
+        entry["conversation"][0]["Question"] += f" {index}"
+    mmad.write_text(json.dumps(content))
+    with scripted_server(looktwice) as server:
+        code, printed = evaluate(capsys, "--url", server.url, "--questions", mmad, "--shots", 1)
+    assert code == 0, printed.err
+    against = {q: shown for q, shown in asked_with(server).items() if "Any defect?" in q}
+    assert len(against) == 3
+    for index, shown in enumerate(against.values()):
+        [picture] = shown
+        good = np.asarray(Image.open(cups / "train" / "good" / f"{index}.png"))
+        assert np.array_equal(picture, good)
+    calls = [method for method, path, _ in server.requests if "references" in path]
+    assert calls == ["PUT", "DELETE"] * 3  # one for each picture, not for each question
+    assert json.loads(printed.out)["reasoning"]["mmad.json"]["with_references"] == 5
+
+
+@pytest.mark.parametrize(("train", "shots", "found"), [(True, 2, 2), (False, 9, 4)])
+def test_choices_whose_file_names_none_are_asked_against_good_ones(
+    mmad, cups, capsys, train, shots, found
+):
+    """Those of the product's train/good, or those of test/good that nothing is asked about."""
+    if not train:
+        shutil.rmtree(cups / "train")
+    pool = [
+        path
+        for path in sorted((cups / ("train" if train else "test") / "good").iterdir())
+        if train or path.name != "0.png"
+    ]
+    with scripted_server(looktwice) as server:
+        code, printed = evaluate(capsys, "--url", server.url, "--questions", mmad, "--shots", shots)
+    assert code == 0, printed.err
+    [path] = {path for method, path, _ in server.requests if method == "PUT"}
+    used = [picture_of(uri).tobytes() for uri in server.bodies(path)[0]["images"]]
+    assert len(used) == found
+    assert set(used) <= {np.asarray(Image.open(one)).tobytes() for one in pool}
+    assert all("inspection" in body for body in server.bodies("/v1/chat/completions"))
+    assert server.requests[-1][0] == "DELETE"
+
+
+def test_choices_about_pictures_without_good_ones_are_asked_alone(mmad, cups, capsys):
+    shutil.rmtree(cups / "train")
+    for path in (cups / "test" / "good").iterdir():
+        if path.name != "0.png":
+            path.unlink()
+    with scripted_server(looktwice) as server:
+        code, printed = evaluate(capsys, "--url", server.url, "--questions", mmad, "--shots", 1)
+    assert code == 0, printed.err
+    assert all("inspection" not in body for body in server.bodies("/v1/chat/completions"))
+    assert json.loads(printed.out)["reasoning"]["mmad.json"]["with_references"] == 0
+
+
+def test_a_missing_normal_picture_is_told_before_anything_is_asked(mmad, capsys):
+    content = json.loads(mmad.read_text())
+    content["cup/test/good/0.png"]["random_templates"] = ["cup/train/good/99.png"]
+    mmad.write_text(json.dumps(content))
+    with scripted_server(looktwice) as server:
+        code, printed = evaluate(capsys, "--url", server.url, "--questions", mmad, "--shots", 1)
+    assert code == 1
+    [line] = printed.err.strip().splitlines()
+    assert "there is no picture" in line
+    assert line.endswith("99.png")
+    assert not server.bodies("/v1/chat/completions")
+
+
 @pytest.fixture
 def dialogues(cups):
     path = cups.parent / "visa_dr.json"

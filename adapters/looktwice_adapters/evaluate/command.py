@@ -41,7 +41,8 @@ QUESTION = "Is there a defect in this picture?"
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Normal reference pictures of each product, from train/good or, without one, test/good.",
+    help="Normal reference pictures of each product, from train/good or, without one, test/good; "
+    "with --questions the first that MMAD's file names.",
 )
 @click.option(
     "--limit",
@@ -162,7 +163,10 @@ def evaluate(
     ours, others, reasoning, said = None, [], {}, {}
     settings: dict[str, Any] = {"looktwice": version("looktwice")}
     try:  # whatever can be refused, before anything is measured
-        asked = [run.read_questions(path, images or path.parent, limit, seed) for path in questions]
+        asked = [
+            run.read_questions(path, images or path.parent, shots, limit, seed)
+            for path in questions
+        ]
         products = run.read_products(datasets, shots, limit, seed)
         chat = Chat(url) if url and (answers or questions) else None
         marks = Chat.at(marker) if marker else None
@@ -187,7 +191,9 @@ def evaluate(
         others = run.told_apart(ours, rows, baselines)
     for file in asked:
         assert chat is not None  # --questions without --url was refused
-        reasoning[file.name], said[Path(file.name).stem] = run.ask_questions(file, chat, marks)
+        against = ServerJudge(str(url)) if shots and file.choices else None
+        figures, replies = run.ask_questions(file, chat, marks, against)
+        reasoning[file.name], said[Path(file.name).stem] = figures, replies
     settings |= {"shots": shots, "limit": limit, "seed": seed, "draws": draws}
     report = Report(ours, tuple(others), reasoning, settings)
     shown = json.dumps(report.as_json()) if as_json else table(report)

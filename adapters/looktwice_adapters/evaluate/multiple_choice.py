@@ -1,20 +1,25 @@
 """Multiple-choice questions in MMAD's JSON (Jiang et al., ICLR 2025) -> accuracy per subtask.
 
-Each question is asked by itself, with the picture. Departs from MMAD's script: an answer that
-names no option counts as wrong, where MMAD leaves it out.
+Each question is asked by itself, with the picture, which LookTwice's server may inspect against
+normal ones, where MMAD shows these to the model. Departs from its script: an answer that names no
+option counts as wrong, where MMAD leaves it out.
 """
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from looktwice_adapters.datasets import NORMAL
+from looktwice_adapters.datasets import NORMAL, read_product
 from looktwice_adapters.evaluate.chat import Chat, picture
+from looktwice_adapters.evaluate.judge import drawn
+from looktwice_adapters.evaluate.server import ServerJudge
 
 DETECTION = "Anomaly Detection"
 # MMAD counts these two with Object Analysis.
@@ -40,6 +45,7 @@ class Choice:
     question: str
     options: dict[str, str]  # letter -> text
     answer: str  # letter
+    references: tuple[str, ...] = ()  # normal pictures of the product, paths as above
 
     @property
     def dataset(self) -> str:
@@ -83,21 +89,58 @@ def read_choices(content: dict[str, Any]) -> list[Choice]:
                 raise ValueError(f"{image}: the answer {asked['Answer']!r} is not an option")
             kind = asked.get("type", "Question")
             subtask = SUBTASK.get(kind, kind)
+            named = tuple(entry.get("random_templates", ()))
             choices.append(
-                Choice(image, subtask, asked["Question"], asked["Options"], asked["Answer"])
+                Choice(image, subtask, asked["Question"], asked["Options"], asked["Answer"], named)
             )
     return choices
 
 
-def ask_choices(chat: Chat, choices: Sequence[Choice], folder: Path) -> Iterator[Chosen]:
-    """Ask every question, its picture being below `folder`; what was said of each as it comes."""
-    for choice in tqdm(choices, "questions", unit="question", leave=False, disable=None):
-        options = "\n".join(f"{letter}. {text}" for letter, text in choice.options.items())
-        said = chat.ask(
-            f"{INSTRUCTION}\nQuestion: {choice.question}\n{options}",
-            [picture(folder / choice.image)],
-        )
-        yield Chosen(choice, said, chosen_letter(said, choice.options))
+def with_references(choices: Sequence[Choice], folder: Path, shots: int, seed: int) -> list[Choice]:
+    """The questions with at most `shots` references each, as many as there are.
+
+    The first that the file names, as in MMAD's own runs. Where it names none, some are drawn by
+    seed from the product's `train/good`, or without one from `test/good`, if nothing is asked about
+    them.
+    """
+    asked = {choice.image for choice in choices}
+
+    @cache
+    def of_product(product: PurePosixPath) -> tuple[str, ...]:
+        normal = [sample for sample in read_product(folder / product) if not sample.anomalous]
+        train = [sample for sample in normal if sample.split == "train"]
+        names = [str(product / s.path.relative_to(folder / product)) for s in train or normal]
+        return tuple(drawn([name for name in names if name not in asked], shots, seed))
+
+    found = []
+    for choice in choices:
+        parts = PurePosixPath(choice.image).parts
+        chosen = choice.references[:shots]
+        if shots and not chosen and "test" in parts:
+            chosen = of_product(PurePosixPath(*parts[: parts.index("test")]))
+        found.append(replace(choice, references=chosen))
+    return found
+
+
+def ask_choices(
+    chat: Chat, choices: Sequence[Choice], folder: Path, judge: ServerJudge | None = None
+) -> Iterator[Chosen]:
+    """Ask every question, its picture being below `folder`; what was said of each as it comes.
+
+    With a `judge` the server, LookTwice's, inspects each picture against the question's references.
+    """
+    asked = tqdm(choices, "questions", unit="question", leave=False, disable=None)
+    for references, group in groupby(asked, lambda choice: choice.references):
+        if judge is not None:
+            judge.prepare("questions", [picture(folder / name) for name in references])
+        for choice in group:
+            options = "\n".join(f"{letter}. {text}" for letter, text in choice.options.items())
+            said = chat.ask(
+                f"{INSTRUCTION}\nQuestion: {choice.question}\n{options}",
+                [picture(folder / choice.image)],
+                **(judge.chat_options if judge else {}),
+            )
+            yield Chosen(choice, said, chosen_letter(said, choice.options))
 
 
 def chosen_letter(said: str, options: dict[str, str]) -> str | None:
@@ -156,6 +199,7 @@ def choice_figures(chosen: Sequence[Chosen]) -> dict[str, Any]:
         "subtasks": by_subtask,
         "datasets": table,
         "questions": len(chosen),
+        "with_references": sum(bool(one.choice.references) for one in chosen),
         "unreadable": sum(one.letter is None for one in chosen),
     }
 

@@ -154,6 +154,8 @@ def _reasoning_lines(report: Report) -> Iterator[str]:
                     f"(chance {chance:.1f}, {row['questions']} questions)"
                 )
             yield f"{name}, average: {100 * figures['average']:.1f}"
+            if compared := figures["with_references"]:
+                yield f"{name}: {compared} of {figures['questions']} questions against references"
         else:
             mark = "-" if figures["mark"] is None else f"{100 * figures['mark']:.1f}"
             yield (

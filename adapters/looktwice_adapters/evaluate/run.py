@@ -5,6 +5,7 @@ import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from looktwice_adapters.evaluate.multiple_choice import (
     ask_choices,
     choice_figures,
     read_choices,
+    with_references,
 )
 from looktwice_adapters.evaluate.product import Asked, ProductResult, measure, run_product
 from looktwice_adapters.evaluate.reasoning import (
@@ -136,10 +138,7 @@ def yes_or_no(chat: Chat, question: str, judge: ServerJudge) -> Callable[[Sample
     """
 
     def ask(sample: Sample) -> Asked:
-        options: dict[str, Any] = {}
-        if judge.reference:
-            options["extra_body"] = {"inspection": {"reference": judge.reference}}
-        words = chat.ask(question, [sample], **options)
+        words = chat.ask(question, [sample], **judge.chat_options)
         return words, said_yes(words)
 
     return ask
@@ -155,12 +154,15 @@ class Questions:
     dialogues: Sequence[Dialogue] = ()  # or VisA-D&R's
 
 
-def read_questions(path: Path, folder: Path, limit: int | None = None, seed: int = 0) -> Questions:
+def read_questions(
+    path: Path, folder: Path, shots: int = 0, limit: int | None = None, seed: int = 0
+) -> Questions:
     """The questions of a benchmark's file, whose pictures are all there.
 
     Args:
         path: MMAD's JSON (an object) or VisA-D&R's (a list).
         folder: where the pictures lie that it names.
+        shots: how many normal pictures each question of MMAD's may be inspected against.
         limit: at most so many pictures, drawn by seed.
         seed: of the drawing.
 
@@ -174,7 +176,8 @@ def read_questions(path: Path, folder: Path, limit: int | None = None, seed: int
     try:
         if isinstance(content, dict):
             choices = read_choices(dict(drawn(list(content.items()), limit, seed)))
-            images = [choice.image for choice in choices]
+            choices = with_references(choices, folder, shots, seed)
+            images = [name for choice in choices for name in (choice.image, *choice.references)]
             read = Questions(path.name, folder, choices=choices)
         else:
             dialogues = read_dialogues(drawn(content, limit, seed))
@@ -192,7 +195,7 @@ def read_questions(path: Path, folder: Path, limit: int | None = None, seed: int
 
 
 def ask_questions(
-    questions: Questions, chat: Chat, judge: Chat | None
+    questions: Questions, chat: Chat, marks: Chat | None, judge: ServerJudge | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures of a benchmark's file, and every answer.
 
@@ -202,17 +205,19 @@ def ask_questions(
     Args:
         questions: as read.
         chat: who is asked.
-        judge: who marks free answers, if anybody.
+        marks: who marks free answers, if anybody.
+        judge: the same server, where it is to inspect against references.
     """
     chosen: list[Chosen] = []
     replies: list[Reply] = []
     try:
-        if questions.choices:
-            chosen.extend(ask_choices(chat, questions.choices, questions.folder))
-            figures = choice_figures(chosen)
-        else:
-            replies.extend(ask_dialogues(chat, questions.dialogues, questions.folder, judge))
-            figures = reasoning_figures(replies)
+        with nullcontext() if judge is None else closing(judge):
+            if questions.choices:
+                chosen.extend(ask_choices(chat, questions.choices, questions.folder, judge))
+                figures = choice_figures(chosen)
+            else:
+                replies.extend(ask_dialogues(chat, questions.dialogues, questions.folder, marks))
+                figures = reasoning_figures(replies)
     except Exception as error:
         figures = {"not_run": in_words(error)}
     return figures, [*map(asdict, chosen), *map(asdict, replies)]

@@ -35,6 +35,13 @@ class ServerJudge:
             self.client.put(f"/references/{name}", cast_to=object, body=body)
             self.reference = name
 
+    @property
+    def chat_options(self) -> dict[str, Any]:
+        """What lets a chat request be inspected against the product's references, if there are."""
+        if self.reference is None:
+            return {}
+        return {"extra_body": {"inspection": {"reference": self.reference}}}
+
     def judge(self, sample: Sample) -> Judgement:
         """Score, verdict and map of one sample, as the server answers them."""
         body: dict[str, Any] = {"images": [data_uri(sample)], "map": True}
