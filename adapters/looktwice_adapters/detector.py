@@ -73,14 +73,17 @@ class Detector:
         """Load the expert of a checkpoint folder, and a decoder that `train decoder` wrote for it.
 
         Raises:
-            CheckpointError: no config.json with an `anomaly_expert`.
+            CheckpointError: no config.json with an `anomaly_expert`, or it is no JSON.
             ExpertFileError: its weights do not fit.
             DecoderFileError: the decoder's do not.
         """
         path = folder / "config.json"
         if not path.is_file():
             raise CheckpointError(f"{folder} holds no config.json")
-        config = json.loads(path.read_text())
+        try:
+            config = json.loads(path.read_text())
+        except ValueError as error:
+            raise CheckpointError(f"{path} is no JSON: {error}") from error
         section = config.get("anomaly_expert")
         if section is None:
             raise CheckpointError(f"{path} has no section anomaly_expert")

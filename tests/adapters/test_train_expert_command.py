@@ -128,6 +128,26 @@ def test_a_checkpoint_is_calibrated_on_pictures_of_ones_own(tmp_path, capsys):
     assert f"looktwice: {broken}: cannot be read as a picture\n" in capsys.readouterr().err
     assert json.loads((checkpoint / "expert.json").read_text())["calibration"] == fitted
 
+    (checkpoint / "config.json").write_text("{")
+    assert looktwice(asked) == 2
+    assert f"{checkpoint / 'config.json'} is no JSON: " in capsys.readouterr().err
+
+
+def test_a_calibration_that_is_interrupted_leaves_the_checkpoint_as_it_was(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "nano"
+    shutil.copytree(NANO, checkpoint)
+    before = (checkpoint / "config.json").read_bytes()
+    mine = write_set(tmp_path / "mine")
+    write_text = Path.write_text
+
+    def full_disk(path, text, *args, **options):
+        write_text(path, text[: len(text) // 2], *args, **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    assert looktwice(["train", "calibrate", str(checkpoint), "--calibrate-on", str(mine)]) != 0
+    assert (checkpoint / "config.json").read_bytes() == before
+
 
 def test_what_cannot_train_or_calibrate_is_refused_before_training(sets, tmp_path, capsys):
     plates = sets[0]

@@ -21,7 +21,7 @@ from looktwice_adapters.few_shot import normal_scores
 from looktwice_adapters.layouts import read_dataset
 from looktwice_adapters.train.features import lacking_class
 from looktwice_adapters.train.hub_format import write_json
-from looktwice_adapters.train.options import seed_option
+from looktwice_adapters.train.options import calibrate_on_option, seed_option
 
 IMAGES = 40  # of each class of each product
 GOOD_IMAGES = 12  # of a product, that are compared with each other
@@ -102,14 +102,7 @@ def _drawn(samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
 
 @click.command("calibrate")
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--calibrate-on",
-    multiple=True,
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A data set, in any layout that `looktwice evaluate` reads, on whose test pictures "
-    "threshold and scales are fitted; may be given several times.",
-)
+@calibrate_on_option(required=True)
 @seed_option("Of which pictures are drawn.")
 def calibration(checkpoint: Path, calibrate_on: tuple[Path, ...], seed: int) -> None:
     """Fit the threshold of a checkpoint's expert anew, on labelled pictures of your own.
@@ -129,8 +122,8 @@ def calibration(checkpoint: Path, calibrate_on: tuple[Path, ...], seed: int) -> 
     fitted = asdict(detector.expert.config.calibration)
     config = json.loads((checkpoint / "config.json").read_text())
     config["anomaly_expert"]["calibration"] = fitted
-    write_json(checkpoint / "config.json", config)
     beside = expert_file(checkpoint).with_suffix(".json")
     if beside.exists():
         write_json(beside, json.loads(beside.read_text()) | {"calibration": fitted})
+    write_json(checkpoint / "config.json", config)
     click.echo(f"{checkpoint / 'config.json'}: {json.dumps(fitted)}")

@@ -35,7 +35,7 @@ from looktwice_adapters.train.expert import COVERED
 from looktwice_adapters.train.features import keep_plan
 from looktwice_adapters.train.lessons import Lesson, Towers, make_lessons
 from looktwice_adapters.train.nano_assistant import NanoAssistant
-from looktwice_adapters.train.options import seed_option, weights
+from looktwice_adapters.train.options import calibrate_on_option, seed_option, weights
 from looktwice_adapters.train.pictures import index_hash, open_library
 from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 from looktwice_adapters.train.sequences import PictureSlots, Sequence, SequenceWriter
@@ -200,13 +200,7 @@ def train_decoder(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that `looktwice train pictures` filled; without it all scenes are drawn.",
 )
-@click.option(
-    "--calibrate-on",
-    multiple=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A data set, in any layout that `looktwice evaluate` reads, on whose test pictures "
-    "threshold and scales are fitted; may be given several times.",
-)
+@calibrate_on_option()
 @click.option("--text-tower", default="ViT-B-32", show_default=True, help="open_clip's name of it.")
 @click.option(
     "--text-weights",

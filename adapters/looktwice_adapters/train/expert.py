@@ -37,7 +37,7 @@ from looktwice_adapters.train.features import (
     real_products,
 )
 from looktwice_adapters.train.hub_format import write_json
-from looktwice_adapters.train.options import seed_option, weights
+from looktwice_adapters.train.options import calibrate_on_option, seed_option, weights
 from looktwice_adapters.train.run import Run, Schedule, all_processes, refuse_overwriting
 
 KEY_SIZE = 512  # of the selectors' attention in a checkpoint, as published
@@ -398,13 +398,7 @@ def without(folders: tuple[Path, ...], left_out: tuple[str, ...]) -> tuple[Path,
     help="A data set, in any layout that `looktwice evaluate` reads, whose pictures, of test too, "
     "may train; may be given several times.",
 )
-@click.option(
-    "--calibrate-on",
-    multiple=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Another data set, on whose test pictures threshold and scales are fitted; may be given "
-    "several times.",
-)
+@calibrate_on_option()
 @click.option(
     "--leave-out",
     multiple=True,

@@ -5,6 +5,7 @@ beside the weights in a file of its own, and config.json has one more section fo
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,10 @@ def generation_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON as people read it."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    """Write JSON as people read it; an interruption leaves the old file whole."""
+    draft = path.with_suffix(f".{os.getpid()}.draft")
+    draft.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    draft.replace(path)
 
 
 def write_weights(tensors: dict[str, Tensor], folder: Path) -> None:

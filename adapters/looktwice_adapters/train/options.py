@@ -1,9 +1,10 @@
 """A run's options: what it was made with and what one is asked for -> the names that differ.
 
-And the seed, which all training commands take alike.
+And the options that several training commands take alike.
 """
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -16,6 +17,18 @@ from torch import nn, uint8
 def seed_option(of: str) -> Callable[[Any], Any]:
     """`--seed`, a whole number from 0 on; `of` says what it draws."""
     return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=of)
+
+
+def calibrate_on_option(*, required: bool = False) -> Callable[[Any], Any]:
+    """`--calibrate-on`, several data sets' folders."""
+    return click.option(
+        "--calibrate-on",
+        multiple=True,
+        required=required,
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="A data set that does not train, in any layout that `looktwice evaluate` reads, on "
+        "whose test pictures threshold and scales are fitted; may be given several times.",
+    )
 
 
 def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
