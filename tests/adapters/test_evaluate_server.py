@@ -342,6 +342,21 @@ def test_choices_whose_file_names_none_are_asked_against_good_ones(
     assert server.requests[-1][0] == "DELETE"
 
 
+def test_a_server_that_keeps_no_references_leaves_the_other_figures(cups, mmad, capsys):
+    def no_store(method, path, body):
+        refused = path.startswith("/v1/references/evaluate-questions")
+        return (404, {"error": {"message": "no"}}) if refused else looktwice(method, path, body)
+
+    with scripted_server(no_store) as server:
+        code, printed = evaluate(
+            capsys, cups, "--url", server.url, "--questions", mmad, "--shots", 1
+        )
+    assert code == 1
+    shown = json.loads(printed.out)
+    assert shown["mean"]["image_auroc"] == 1
+    assert "answered 404: no" in shown["reasoning"]["mmad.json"]["not_run"]
+
+
 def test_choices_about_pictures_without_good_ones_are_asked_alone(mmad, cups, capsys):
     shutil.rmtree(cups / "train")
     for path in (cups / "test" / "good").iterdir():

@@ -191,7 +191,7 @@ def evaluate(
         others = run.told_apart(ours, rows, baselines)
     for file in asked:
         assert chat is not None  # --questions without --url was refused
-        against = ServerJudge(str(url)) if shots and file.choices else None
+        against = url if shots and file.choices else None
         figures, replies = run.ask_questions(file, chat, marks, against)
         reasoning[file.name], said[Path(file.name).stem] = figures, replies
     settings |= {"shots": shots, "limit": limit, "seed": seed, "draws": draws}

@@ -195,7 +195,7 @@ def read_questions(
 
 
 def ask_questions(
-    questions: Questions, chat: Chat, marks: Chat | None, judge: ServerJudge | None
+    questions: Questions, chat: Chat, marks: Chat | None, against: str | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures of a benchmark's file, and every answer.
 
@@ -206,12 +206,12 @@ def ask_questions(
         questions: as read.
         chat: who is asked.
         marks: who marks free answers, if anybody.
-        judge: the same server, where it is to inspect against references.
+        against: the server's address, where it is to inspect against references.
     """
     chosen: list[Chosen] = []
     replies: list[Reply] = []
     try:
-        with nullcontext() if judge is None else closing(judge):
+        with nullcontext() if against is None else closing(ServerJudge(against)) as judge:
             if questions.choices:
                 chosen.extend(ask_choices(chat, questions.choices, questions.folder, judge))
                 figures = choice_figures(chosen)
