@@ -287,7 +287,7 @@ def test_multiple_choice_is_counted_as_mmad_does(mmad, tmp_path, capsys):
 
 
 def asked_with(server):
-    """Question -> the pictures (all of one tone here) that it was inspected against."""
+    """Question -> the pictures that it was inspected against."""
     stored, against = {}, {}
     for method, path, body in server.requests:
         if method == "PUT":

@@ -136,7 +136,8 @@ def test_a_checkpoint_is_calibrated_on_pictures_of_ones_own(tmp_path, capsys):
 def test_a_calibration_that_is_interrupted_leaves_the_checkpoint_as_it_was(tmp_path, monkeypatch):
     checkpoint = tmp_path / "nano"
     shutil.copytree(NANO, checkpoint)
-    before = (checkpoint / "config.json").read_bytes()
+    files = [checkpoint / "config.json", checkpoint / "expert.json"]
+    before = [path.read_bytes() for path in files]
     mine = write_set(tmp_path / "mine")
     write_text = Path.write_text
 
@@ -146,7 +147,7 @@ def test_a_calibration_that_is_interrupted_leaves_the_checkpoint_as_it_was(tmp_p
 
     monkeypatch.setattr(Path, "write_text", full_disk)
     assert looktwice(["train", "calibrate", str(checkpoint), "--calibrate-on", str(mine)]) != 0
-    assert (checkpoint / "config.json").read_bytes() == before
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_what_cannot_train_or_calibrate_is_refused_before_training(sets, tmp_path, capsys):
