@@ -52,4 +52,4 @@ def dice_loss(probability: Tensor, mask: Tensor, smooth: float = 1.0) -> Tensor:
 
 def image_loss(logit: Tensor, label: Tensor) -> Tensor:
     """Binary cross-entropy of image logits (images,) and labels (images,)."""
-    return torch.nn.functional.binary_cross_entropy_with_logits(logit, label.float())
+    return torch.nn.functional.binary_cross_entropy_with_logits(logit, label.to(logit.dtype))

@@ -9,6 +9,8 @@ import torch
 from looktwice_adapters.checkpoint import ExpertFileError, load_expert
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig
 from looktwice_adapters.towers import TowerConfig
+from looktwice_adapters.train.expert import ExpertTraining, expert_loss, undecided
+from looktwice_adapters.train.features import Shard
 from tests.golden import GOLDEN, make_expert_checkpoint
 
 CROPS = [3, 1]
@@ -63,8 +65,11 @@ def test_the_map_is_the_mean_of_all_matchings():
     assert not torch.equal(output.score, alone(*features).score)
 
 
-def restated_score(expert, levels, final, crops):
-    """The formulas of the paper once more, crop by crop, without a shared line of code."""
+def restated(expert, levels, final, crops):
+    """The formulas of the paper once more, crop by crop, without a shared line of code.
+
+    Scores, and the map of each image's crops.
+    """
     parameters = dict(expert.named_parameters())
 
     def linear(x, name):
@@ -75,8 +80,9 @@ def restated_score(expert, levels, final, crops):
         hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
         return linear(hidden, f"{name}.2")
 
-    scores, start = [], 0
+    scores, shown, start = [], [], 0
     for count in crops:
+        shown.append([])
         base = final[start]
         described = mlp(
             (base.T @ parameters["pooling_layer.0.weight"][0]) + parameters["pooling_layer.0.bias"],
@@ -96,6 +102,7 @@ def restated_score(expert, levels, final, crops):
                 normal, abnormal = (torch.exp(100 * value) for value in similar)
                 maps.append(abnormal / (normal + abnormal))
             significance = torch.stack(maps).mean(0).view(3, 3)
+            shown[-1].append(significance)
             tokens = final[crop].view(3, 3, -1)
             for rows in (slice(0, 2), slice(1, 3)):
                 for columns in (slice(0, 2), slice(1, 3)):
@@ -110,7 +117,13 @@ def restated_score(expert, levels, final, crops):
                     weights = weights + weight
         scores.append(torch.sigmoid(mlp(total / weights, "final_predictor")))
         start += count
-    return torch.cat(scores)
+    return torch.cat(scores), [torch.stack(crops) for crops in shown]
+
+
+def assert_same_gradients(expert, ours, theirs):
+    gradients = [torch.autograd.grad(value, list(expert.parameters())) for value in (ours, theirs)]
+    for (name, _), one, other in zip(expert.named_parameters(), *gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-6, msg=lambda m, n=name: n + m)
 
 
 def test_score_and_gradients_equal_a_plain_restatement_of_the_formulas():
@@ -119,15 +132,60 @@ def test_score_and_gradients_equal_a_plain_restatement_of_the_formulas():
     crops = [3, 2]
 
     score = expert(levels, final, crops).score
-    gradients = torch.autograd.grad(score.sum(), list(expert.parameters()))
-    expected = restated_score(expert, levels, final, crops)
-    expected_gradients = torch.autograd.grad(expected.sum(), list(expert.parameters()))
+    expected, _ = restated(expert, levels, final, crops)
 
     torch.testing.assert_close(score, expected, atol=1e-12, rtol=1e-9)
-    for (name, _), ours, theirs in zip(
-        expert.named_parameters(), gradients, expected_gradients, strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-6, msg=lambda m, n=name: n + m)
+    assert_same_gradients(expert, score.sum(), expected.sum())
+
+
+def restated_loss(scores, maps, masks, labels):
+    """Cross-entropy of score and peak, focal and dice loss of the map, the score's tie to it."""
+    peaks = []
+    for significance in maps:
+        logits = (significance / (1 - significance)).log().flatten()
+        count = max(1, len(logits) // 50)
+        peaks.append(logits.sort(descending=True).values[:count].mean())
+    peaks = torch.stack(peaks)
+    followed = (scores / (1 - scores)).log()
+    tie = ((followed - peaks.detach()) ** 2).mean()
+    by_score, by_peak = (
+        -(labels * value.log() + (1 - labels) * (1 - value).log()).mean()
+        for value in (scores, torch.sigmoid(peaks))
+    )
+    significance, truth = torch.cat(maps)[:4], (masks[:4] > 0.25).double()  # the last has no mask
+    given = torch.where(truth > 0, significance, 1 - significance)
+    smooth, most = torch.tensor([1e-5, 1 - 1e-5]).double()  # as published, in float32
+    given = given * most + (1 - given) * smooth + 1e-5
+    focal = -((1 - given) ** 2 * given.log()).mean()
+    both = 2 * (significance * truth).sum() + 1
+    dice = 1 - both / (significance.sum() + truth.sum() + 1)
+    return by_score + 0.5 * by_peak + 0.05 * tie + 10 * focal + dice
+
+
+class SeenAsKept:
+    """A tower whose tokens are what the batch keeps."""
+
+    def tokens(self, kept):
+        *levels, final = kept
+        return levels, final
+
+
+def test_the_training_loss_and_its_gradients_equal_a_plain_restatement():
+    expert, (levels, final) = tiny_expert().double(), tiny_features()
+    undecided(expert)  # as training begins: no probability is cut off at its edge
+    expert.tower = SeenAsKept()
+    levels, final = [level.double() * 0.1 for level in levels], final.double()
+    masks = torch.rand(5, 3, 3, generator=torch.Generator().manual_seed(2)).double()
+    masks[4] = torch.nan
+    batch = Shard([*levels, final], masks, [3, 2], torch.tensor([1, 0]))
+    quiet = ExpertTraining(feature_noise=0, feature_dropout=0)
+
+    loss = expert_loss(expert, batch, quiet, 0)
+    scores, maps = restated(expert, levels, final, [3, 2])
+    expected = restated_loss(scores, maps, masks, torch.tensor([1.0, 0.0]).double())
+
+    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=1e-9)
+    assert_same_gradients(expert, loss, expected)
 
 
 def test_an_image_is_judged_alone_whatever_shares_its_batch():

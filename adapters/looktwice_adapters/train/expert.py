@@ -152,11 +152,10 @@ def expert_loss(expert: AnomalyExpert, batch: Shard, training: ExpertTraining, s
     significance = output.significance.clamp(EDGE, 1 - EDGE)  # (B, h, w)
     known = ~batch.masks.isnan()
     focal, dice = map_losses(significance[known], batch.masks[known], training.soft)
-    labels = batch.labels.float()
     peaks = torch.stack([peak(crops) for crops in significance.split(batch.crops_per_image)])
     return (
-        image_loss(output.logit, labels)
-        + training.peak_weight * image_loss(peaks, labels)
+        image_loss(output.logit, batch.labels)
+        + training.peak_weight * image_loss(peaks, batch.labels)
         + training.follow_weight * (output.logit - peaks.detach()).square().mean()
         + training.focal_weight * focal
         + training.dice_weight * dice
