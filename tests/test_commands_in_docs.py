@@ -69,7 +69,30 @@ def test_programs_exist(page: Path):
     assert all((ROOT / file).is_file() for file in re.findall(r"\bpython ([\w/]+\.py)", text))
 
 
+BARE = re.compile(r"`(--[a-z][a-z-]+)[^`]*`")
+"""An option that is named in the text, without its command."""
+
+
+@cache
+def every_option() -> set[str]:
+    """Of each command, of `vllm serve`, and of the programs in benchmarks/."""
+    of_commands = {
+        name
+        for _, command in every_command(looktwice)
+        for option in command.params
+        for name in (*option.opts, *option.secondary_opts)
+    }
+    programs = "".join(path.read_text() for path in ROOT.glob("benchmarks/*.py"))
+    return of_commands | vllm_flags() | set(re.findall(r'"(--[a-z][a-z-]+)"', programs))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_options_named_alone_exist(page: Path):
+    assert set(BARE.findall(page.read_text())) - every_option() == set()
+
+
 def test_the_lines_are_found():
+    assert len({option for page in PAGES for option in BARE.findall(page.read_text())}) > 40
     found = [words for page in PAGES for words in commands(page.read_text())]
     assert len(found) > 60
     assert {"serve", "inspect", "reference", "evaluate", "train", "mcp"} <= {w[0] for w in found}
