@@ -84,7 +84,7 @@ class Detector:
             config = json.loads(path.read_text())
         except ValueError as error:
             raise CheckpointError(f"{path} is no JSON: {error}") from error
-        section = config.get("anomaly_expert")
+        section = config.get("anomaly_expert") if isinstance(config, dict) else None
         if section is None:
             raise CheckpointError(f"{path} has no section anomaly_expert")
         sizes = {name: value for name, value in section.items() if name not in NOT_THE_EXPERTS}

@@ -131,6 +131,9 @@ def test_a_checkpoint_is_calibrated_on_pictures_of_ones_own(tmp_path, capsys):
     (checkpoint / "config.json").write_text("{")
     assert looktwice(asked) == 2
     assert f"{checkpoint / 'config.json'} is no JSON: " in capsys.readouterr().err
+    (checkpoint / "config.json").write_text("[]")
+    assert looktwice(asked) == 2
+    assert f"{checkpoint / 'config.json'} has no section anomaly_expert" in capsys.readouterr().err
 
 
 def test_a_calibration_that_is_interrupted_leaves_the_checkpoint_as_it_was(tmp_path, monkeypatch):
@@ -148,6 +151,7 @@ def test_a_calibration_that_is_interrupted_leaves_the_checkpoint_as_it_was(tmp_p
     monkeypatch.setattr(Path, "write_text", full_disk)
     assert looktwice(["train", "calibrate", str(checkpoint), "--calibrate-on", str(mine)]) != 0
     assert [path.read_bytes() for path in files] == before
+    assert not list(checkpoint.glob("*.draft"))
 
 
 def test_what_cannot_train_or_calibrate_is_refused_before_training(sets, tmp_path, capsys):

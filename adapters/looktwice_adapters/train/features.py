@@ -9,7 +9,6 @@ them the crop that shows most of the defect.
 
 import copy
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from looktwice_adapters.layouts import read_dataset
 from looktwice_adapters.scenes import Picture, PictureLibrary, Scene, draw_scene, texture
 from looktwice_adapters.synthesis import DEFECTS, photograph, put_defect
 from looktwice_adapters.towers import TimmTower, TowerConfig, fold, load_lite0
+from looktwice_adapters.train.draft import draft_of
 from looktwice_adapters.train.options import changed
 from looktwice_adapters.train.pictures import index_hash, open_library, part_of
 
@@ -268,9 +268,8 @@ def make_shard(plan: ShardPlan, number: int) -> Path:
         "crops_per_image": counts,
         "labels": torch.tensor([0, 1] * plan.pairs),
     }
-    draft = path.with_suffix(f".{os.getpid()}.draft")
-    torch.save(state, draft)
-    draft.replace(path)
+    with draft_of(path) as draft:
+        torch.save(state, draft)
     return path
 
 

@@ -5,7 +5,6 @@ beside the weights in a file of its own, and config.json has one more section fo
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from looktwice_adapters.checkpoint import file_sha256
+from looktwice_adapters.train.draft import draft_of
 from looktwice_adapters.train.tokenizer import phrase_token_ids, save_tokenizer
 from looktwice_adapters.train.tower import TowerTraining
 
@@ -158,9 +158,8 @@ def generation_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON as people read it; an interruption leaves the old file whole."""
-    draft = path.with_suffix(f".{os.getpid()}.draft")
-    draft.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    draft.replace(path)
+    with draft_of(path) as draft:
+        draft.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def write_weights(tensors: dict[str, Tensor], folder: Path) -> None:

@@ -5,7 +5,6 @@ learner the language model's image tokens, and at which of the 3x3 places the de
 depends on the seed and its number alone.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from looktwice_adapters.anomaly_map import MAX_REGIONS, position
 from looktwice_adapters.detector import Detector
 from looktwice_adapters.scenes import PictureLibrary
 from looktwice_adapters.synthesis import DEFECTS
+from looktwice_adapters.train.draft import draft_of
 from looktwice_adapters.train.features import draw_pair, kept
 from looktwice_adapters.train.looks import packed
 
@@ -104,8 +104,7 @@ def make_lessons(
                 for _ in range(PAIRS)
                 for picture, mask in draw_pair(rng, library, [], tuple(DEFECTS))
             ]
-            draft = path.with_suffix(f".{os.getpid()}.draft")
-            torch.save([vars(lesson) for lesson in drawn], draft)
-            draft.replace(path)
+            with draft_of(path) as draft:
+                torch.save([vars(lesson) for lesson in drawn], draft)
         lessons += [Lesson(**values) for values in torch.load(path, weights_only=True)]
     return lessons[: 2 * pairs]

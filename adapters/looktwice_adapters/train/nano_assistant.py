@@ -6,7 +6,6 @@ the facts, in the layout that the server serves; one conversation in five has no
 """
 
 import json
-import os
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from looktwice_adapters.precision import mixed_precision
 from looktwice_adapters.qformer import QFormer
 from looktwice_adapters.selector import select_tokens
 from looktwice_adapters.train.agreement import measure
+from looktwice_adapters.train.draft import draft_of
 from looktwice_adapters.train.hub_format import (
     PINPOINTS,
     image_processor_config,
@@ -422,9 +422,8 @@ def kept_looks(
         library = read_pictures(pictures, limit=count, side=448, smallest=128)
         taken = take_looks(library, count, model, processor, made_of["seed"])
         state = {"of": made_of, "looks": [(look.tokens, look.size, look.grid) for look in taken]}
-        draft = path.with_suffix(f".{os.getpid()}.draft")
-        torch.save(state, draft)
-        draft.replace(path)
+        with draft_of(path) as draft:
+            torch.save(state, draft)
     return read_looks(path, made_of)
 
 

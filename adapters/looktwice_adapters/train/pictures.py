@@ -4,7 +4,6 @@
 into textures, photographs and cut-outs (pictures with transparency around them).
 """
 
-import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from looktwice_adapters.checkpoint import file_hash
 from looktwice_adapters.scenes import PictureLibrary
+from looktwice_adapters.train.draft import draft_of
 
 # Package -> what its pictures are. Licences: each package's debian/copyright (GPL-2+, CC BY(-SA),
 # CC0 and public domain); pictures only train the expert, none is shipped.
@@ -145,9 +145,8 @@ def _lines(path: Path) -> list[str]:
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:
-    draft = path.with_suffix(f".{os.getpid()}.draft")
-    draft.write_text("".join(f"{line}\n" for line in lines))
-    draft.replace(path)
+    with draft_of(path) as draft:
+        draft.write_text("".join(f"{line}\n" for line in lines))
 
 
 def _shelf(path: Path, default: str) -> str | None:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from looktwice_adapters.train.draft import draft_of
 from looktwice_adapters.train.options import changed
 
 CHECKPOINT = "checkpoint.pt"
@@ -187,9 +188,8 @@ class Run:
             "schedule": self._pace(),
             "settings": self.settings,
         }
-        draft = self.folder / f"{CHECKPOINT}.draft"
-        torch.save(state, draft)
-        draft.replace(self.folder / CHECKPOINT)
+        with draft_of(self.folder / CHECKPOINT) as draft:
+            torch.save(state, draft)
 
     def update(self, inputs_at: Callable[[int], tuple[Any, ...]]) -> tuple[float, float]:
         """One step of the optimizer: the mean loss of its batches, and the gradient's norm.
