@@ -54,7 +54,8 @@ def to_rgb(picture: Image.Image, bits: int | None = None) -> Image.Image:
     lower = _lower_bytes(picture)
     picture.load()
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        grey = eight_bits(np.asarray(picture, dtype=np.float32), bits)
+        values = np.asarray(picture, dtype=np.float32)
+        grey = eight_bits(values, bits, fractions=picture.mode == "F")
         shown = Image.fromarray(grey).convert("RGB")
     else:
         shown = _on_white(picture if lower is None else _deep_colours(picture, lower, bits))
@@ -63,19 +64,26 @@ def to_rgb(picture: Image.Image, bits: int | None = None) -> Image.Image:
     return shown
 
 
-def eight_bits(values: NDArray[np.float32], bits: int | None = None) -> NDArray[np.uint8]:
+def eight_bits(
+    values: NDArray[np.float32], bits: int | None = None, *, fractions: bool = True
+) -> NDArray[np.uint8]:
     """8 bits of 16-bit, 32-bit or float values of any shape.
 
     The whole range of the sensor becomes 0 to 255, as in an 8-bit picture: stretching a picture's
     own range would turn the noise of an even part into contrast. Files do not tell its depth:
     unless `bits` does, it is the smallest usual one that holds the brightest value; only beyond 16
     bits and below 0 is there no sensor's range.
+
+    Args:
+        values: of any shape.
+        bits: of the sensor.
+        fractions: whether values of at most 1 are shares of the whole range, whatever `bits` says.
     """
     finite = values[np.isfinite(values)]
     ends = (finite.min(), finite.max()) if finite.size else (0, 0)
     values = np.nan_to_num(values, neginf=ends[0], posinf=ends[1])
     low, high = float(values.min()), float(values.max())
-    if bits is not None and low >= 0 and high > 1:
+    if bits is not None and low >= 0 and not (fractions and high <= 1):
         full = 2.0**bits - 1
         values = values.clip(max=full)
     elif low < 0 or high >= 2 ** DEPTHS[-1]:
@@ -146,7 +154,7 @@ def _deep_colours(higher: Image.Image, lower: Image.Image, bits: int | None) -> 
 
     def table(bands: str, bits: int | None) -> NDArray[np.uint8]:
         brightest = max(int(values(band).max()) for band in bands)
-        return eight_bits(np.arange(brightest + 1, dtype=np.float32), bits)
+        return eight_bits(np.arange(brightest + 1, dtype=np.float32), bits, fractions=False)
 
     # One table for all colours keeps their balance; a channel at a time, for the memory.
     tables = dict.fromkeys("RGB", table("RGB", bits))
@@ -161,6 +169,8 @@ def _on_white(picture: Image.Image) -> Image.Image:
     if picture.mode != "P" and not picture.has_transparency_data:
         return picture.convert("RGB")
     picture = picture.convert("RGBA")
+    if picture.getchannel("A").getextrema() == (0, 0):  # a camera's unused fourth byte
+        return picture.convert("RGB")
     white = Image.new("RGB", picture.size, "white")
     white.paste(picture, mask=picture)
     return white

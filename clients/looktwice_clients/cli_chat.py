@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from looktwice_clients.conversation import Conversation
 
 HELP = """/image PATH   put a picture into your next question (a file or an http(s) address)
+/drop         take the pictures of your next question out again
 /help         this list
 /quit         end the conversation"""
 
@@ -87,6 +88,8 @@ class Dialogue:
             return True
         if command == "/image" and rest:
             return self.attach(rest.strip().strip("'\""))
+        if line == "/drop":
+            return self.drop()
         if command == "/help":
             click.echo(HELP)
             return True
@@ -110,10 +113,20 @@ class Dialogue:
             click.echo(" [stopped; this turn is forgotten]")
             return False
         except (LookTwiceError, openai.OpenAIError) as error:
-            return _complain(error, self.url)
+            _complain(error, self.url)
+            if isinstance(error, openai.BadRequestError) and self.conversation.waiting:
+                click.echo("looktwice: /drop takes the question's pictures out", err=True)
+            return False
         click.echo()
         self._print_facts()
         return True
+
+    def drop(self) -> bool:
+        """Take the next question's pictures out; whether there were any."""
+        kept = len(self.names) - self.conversation.detach()
+        dropped, self.names = self.names[kept:], self.names[:kept]
+        click.echo(f"taken out: {printable(', '.join(dropped)) or 'no picture waits'}")
+        return bool(dropped)
 
     def _print_facts(self) -> None:
         inspections = self.conversation.inspections

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from looktwice_clients.schemas import Inspection
 
 PICTURE_SUFFIXES = {
-    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".ppm"),
-    *(".tif", ".tiff", ".webp"),
+    *(".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx"),
+    *(".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 }
 """What is taken for a picture inside a folder; a file named on its own may have any name."""
 
@@ -160,9 +160,20 @@ def _expand_one(name: str, fetch: bool) -> list[Target]:
 
 
 def _pictures_in(folder: Path) -> list[Target]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
-    visible = (path for path in files if not _is_hidden(path, folder) and _is_file(path))
-    return [Target(str(path), path, folder=folder) for path in visible]
+    """The folder's pictures, by name; other files are named on stderr, so that none is missed."""
+    files = sorted(path for path in folder.rglob("*") if not _is_hidden(path, folder))
+    pictures, others = [], Counter[str]()
+    for path in filter(_is_file, files):
+        ending = path.suffix.lower()
+        if ending in PICTURE_SUFFIXES:
+            pictures.append(Target(str(path), path, folder=folder))
+        else:
+            others[ending or "no ending"] += 1
+    if others:
+        counts = printable(", ".join(f"{count} {ending}" for ending, count in others.items()))
+        where = printable(str(folder))
+        click.echo(f"looktwice: in {where} not taken for pictures: {counts}", err=True)
+    return pictures
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:

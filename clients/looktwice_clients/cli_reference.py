@@ -97,6 +97,8 @@ def add(
 ) -> None:
     """Make the reference NAME of good pictures, or replace it: files, folders or patterns.
 
+    Of different parts: many pictures of one do not tell how parts differ.
+
     \b
     looktwice reference add bottle good/*.jpg --defect bad/*.jpg
     """

@@ -99,6 +99,17 @@ class _History:
         """
         self._waiting[object()] = to_wire(image)
 
+    @property
+    def waiting(self) -> int:
+        """How many pictures wait for the next turn."""
+        return len(self._waiting)
+
+    def detach(self) -> int:
+        """Take the pictures that wait for the next turn out again; how many."""
+        count = len(self._waiting)
+        self._waiting.clear()
+        return count
+
     def _turn(self, text: str, pictures: list[str], waited: list[object], model: str) -> _Turn:
         content = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
         message = {"role": "user", "content": [*content, {"type": "text", "text": text}]}

@@ -1,4 +1,5 @@
-"""Pictures of more than 8 bits a channel -> 8 bits, as bright as the server sees them.
+"""Pictures of more than 8 bits a channel -> 8 bits, as bright as the server sees them, where it was
+not told the camera's depth (`LOOKTWICE_GREY_BITS`).
 
 `looktwice_adapters.picture_file` is the same in numpy, which the clients do without;
 tests/clients/test_depth.py holds the two to each other.

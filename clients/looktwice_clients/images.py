@@ -43,6 +43,7 @@ _AS_IT_IS = {
 }
 # Formats with a signature of their own; none of Pillow's that start another program (EPS).
 _FORMATS = {*_AS_IT_IS, "AVIF", "JPEG2000", "PPM"}
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"}  # what its files call it
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 # How a picture is turned upright, by its EXIF orientation (1 is upright).
 _UPRIGHT = {
@@ -81,8 +82,8 @@ def to_wire(image: ImageSource) -> str:
 def open_picture(image: ImageSource) -> Image.Image:
     """The picture itself, to be drawn on: RGB, upright (EXIF rotation honoured), first frame.
 
-    It is as bright as the server sees it; of a Pillow image with 16-bit colours Pillow has only the
-    higher bytes.
+    It is as bright as the server sees it, unless that was told the camera's depth
+    (`LOOKTWICE_GREY_BITS`); of a Pillow image with 16-bit colours Pillow has only the higher bytes.
 
     Args:
         image: as for `to_wire`; a web address is fetched.
@@ -233,6 +234,8 @@ def _no_picture(content: bytes, name: str) -> ImageError:
         return ImageError(f"{said} (SVG is a drawing: export it as PNG)", "svg")
     if content.startswith(b"%PDF"):
         return ImageError(f"{said} (PDF is a document: export the page as PNG)", "pdf")
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIC:
+        return ImageError(f"{said} that is read here (HEIC: export it as JPEG)", "heic")
     return ImageError(said, "not_picture")
 
 
@@ -286,5 +289,7 @@ def _fits_16_bits(picture: Image.Image) -> bool:
 
 def _on_white(picture: Image.Image) -> Image.Image:
     opaque = picture.convert("RGBA")
+    if opaque.getchannel("A").getextrema() == (0, 0):  # a camera's unused fourth byte
+        return opaque.convert("RGB")
     white = Image.new("RGBA", opaque.size, "white")
     return Image.alpha_composite(white, opaque).convert("RGB")

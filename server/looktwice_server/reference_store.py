@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -153,6 +154,9 @@ class ReferenceStore:
             StoreFull: the disk is full.
         """
         version = hashlib.sha256(data).hexdigest()[:VERSION_DIGITS]
+        if not self._versions.exists():  # both at once: `clean` takes one alone for a part
+            with contextlib.suppress(OSError):  # what is wrong, writing says
+                self._names.mkdir(parents=True, exist_ok=True)
         self._write(self.path(version), data)
         return version
 
@@ -194,8 +198,16 @@ class ReferenceStore:
         within two minutes, so that a request that was just given one ends with it. Other files in
         the folder stay, and what cannot be deleted now waits for the next time.
         """
-        named = set()
-        for path in self._names.glob("*.json"):
+        named, grace = set(), float(GRACE_SECONDS)
+        try:
+            cards = [Path(entry) for entry in os.scandir(self._names)]
+        except FileNotFoundError:  # a store that is being restored: its versions came first
+            cards, grace = [], math.inf
+        except OSError:
+            return
+        for path in cards:
+            if path.suffix != ".json":
+                continue
             try:
                 named.add(_version_in(path.read_bytes()))
             except FileNotFoundError:
@@ -204,9 +216,12 @@ class ReferenceStore:
                 return  # a card that cannot be read now may name any of them
         now, room = time.time(), self._nameless_bytes
         for written, size, path in self._files_by_age():
-            if path.suffix == TEMPORARY or path.stem not in named:
+            unfinished = path.suffix == TEMPORARY
+            if unfinished or path.stem not in named:
                 room -= size
-                keep = GRACE_SECONDS if room >= 0 else YOUNG_SECONDS
+                keep = GRACE_SECONDS if unfinished else grace
+                if room < 0:
+                    keep = YOUNG_SECONDS
                 if written < now - keep:
                     with contextlib.suppress(OSError):
                         path.unlink()

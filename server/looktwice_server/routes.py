@@ -6,7 +6,8 @@ pass the checks by; it answers 404.
 
 import asyncio
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import wraps
 from itertools import starmap
 from typing import Any
 
@@ -60,12 +61,27 @@ SERVED = frozenset(
     }
 )  # fmt: skip
 TAG = "LookTwice"  # marks our routes in the OpenAPI
+GONE = 499  # as others log it: the client hung up, whom no answer reaches
 
 router = APIRouter(route_class=CheckedRoute, tags=[TAG])
 
 
+def until_gone(
+    handler: Callable[..., Awaitable[object]],
+) -> Callable[..., Awaitable[object]]:
+    """Cancel a handler whose client hangs up, and answer `GONE`: no failure of this server."""
+
+    @wraps(handler)
+    async def answered(*args: object, **kwargs: object) -> object:
+        answer = await cancelled(*args, **kwargs)
+        return Response(status_code=GONE) if answer is None else answer
+
+    cancelled = with_cancellation(handler)
+    return answered
+
+
 @router.post("/v1/chat/completions")
-@with_cancellation
+@until_gone
 @load_aware_call
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """OpenAI's chat completion, with `inspections` of its images."""
@@ -101,7 +117,7 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
 
 
 @router.post("/v1/inspections")
-@with_cancellation
+@until_gone
 @load_aware_call
 async def create_inspections(request: InspectionsRequest, raw_request: Request) -> InspectionList:
     """Inspect pictures without the language model."""
@@ -125,7 +141,7 @@ async def create_inspections(request: InspectionsRequest, raw_request: Request) 
 
 
 @router.put("/v1/references/{name}")
-@with_cancellation
+@until_gone
 async def put_reference(name: str, request: ReferenceRequest, raw_request: Request) -> Reference:
     """Make a reference of good pictures, or replace the one of that name."""
     looktwice: LookTwice = raw_request.app.state.looktwice

@@ -12,6 +12,7 @@ from typing import Any, Self
 from looktwice_server.errors import SettingsError
 
 _PREFIX = "LOOKTWICE_"
+MOST_PIXELS = 178_956_970  # of one picture: Pillow opens no larger one
 
 
 def _data_home() -> Path:
@@ -48,7 +49,8 @@ class Settings:
         """Read the settings.
 
         Raises:
-            SettingsError: a value is not a positive whole number.
+            SettingsError: a value is not a positive whole number, or pictures may be larger than
+                what can be opened.
         """
         values: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
@@ -62,6 +64,8 @@ class Settings:
             if not text.isdecimal() or int(text) < 1:
                 raise SettingsError(f"{variable} must be a positive whole number, got {text!r}")
             values[name] = int(text)
+        if values.get("max_pixels", 0) > MOST_PIXELS:
+            raise SettingsError(f"{_PREFIX}MAX_PIXELS must be at most {MOST_PIXELS}")
         return cls(**values)
 
 

@@ -53,6 +53,12 @@ def tiff(values, **options):
     return file.getvalue()
 
 
+def grey(values):
+    file = io.BytesIO()
+    tifffile.imwrite(file, values)
+    return file.getvalue()
+
+
 def read(data, bits=None):
     return np.asarray(to_rgb(Image.open(io.BytesIO(data)), bits))
 
@@ -83,6 +89,10 @@ def test_all_16_bits_of_a_colour_count_and_the_depth_can_be_told():
     assert read(png(values))[0, 0].tolist() == [1, 0, 255]
     assert read(png(values // 64))[0, 0].tolist() == [1, 0, 255]  # 10 bits: 3, 1, 1023
     assert read(png(values // 64), bits=12)[0, 0].tolist() == [0, 0, 64]
+    dark = np.eye(8, dtype=np.uint16)  # the light is off
+    assert read(png(np.stack((dark,) * 3, axis=-1)), bits=12).max() == 0
+    assert read(grey(dark), bits=12).max() == 0
+    assert read(grey(dark.astype(np.float32)), bits=12).max() == 255  # shares of the whole range
 
 
 @pytest.mark.parametrize("compression", [None, "deflate"])

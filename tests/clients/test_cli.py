@@ -155,7 +155,10 @@ def test_inspect_prints_a_line_for_each_picture_of_a_folder(
     assert [line.split()[-1] for line in lines[1:]] == [str(parts / name) for name in names]
     assert "1: bottom left" in lines[2]
     assert "No such file or directory" in lines[5]
-    assert err.strip() == "2 normal, 1 anomalous, 2 failed"
+    assert err.splitlines() == [
+        f"looktwice: in {parts} not taken for pictures: 1 .txt",
+        "2 normal, 1 anomalous, 2 failed",
+    ]
 
 
 def test_inspect_json_is_one_object_a_line_with_its_path(
@@ -308,6 +311,18 @@ def test_a_folder_without_pictures_says_so(wire: Any, tmp_path: Path, looktwice:
     assert "no pictures in this folder" in out
 
 
+def test_what_a_folder_holds_beside_pictures_is_named(
+    wire: Any, parts: Path, looktwice: Command
+) -> None:
+    (parts / "a.png").rename(parts / "a.JFIF")
+    (parts / "deep" / "phone.heic").write_bytes(b"")
+    _, out, err = looktwice("inspect", "--json", str(parts))
+    assert {Path(json.loads(line)["path"]).name for line in out.splitlines()} == {
+        *("a.JFIF", "b.jpg", "broken.png", "c.png")
+    }
+    assert err.startswith(f"looktwice: in {parts} not taken for pictures: 1 .heic, 1 .txt\n")
+
+
 def test_hidden_folders_and_thumbnails_are_left_out_unless_they_are_named(
     wire: Any, parts: Path, looktwice: Command
 ) -> None:
@@ -337,6 +352,7 @@ def test_a_path_that_cannot_be_looked_at_fails_alone(
 def test_a_server_that_is_not_there_ends_the_run_with_one_line(
     parts: Path, looktwice: Command
 ) -> None:
+    (parts / "notes.txt").unlink()
     code, _, err = looktwice("inspect", "--url", "http://127.0.0.1:9/v1", str(parts))
     assert code == 1
     assert err.splitlines() == [
@@ -348,6 +364,7 @@ def test_a_server_that_is_not_there_ends_the_run_with_one_line(
 def test_what_would_fail_for_every_picture_ends_the_run(
     wire: Any, parts: Path, looktwice: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (parts / "notes.txt").unlink()
     code, _, err = looktwice("inspect", "--reference", "unknown", str(parts))
     assert (code, err) == (1, "looktwice: no reference named unknown (HTTP 404)\n")
     wire.key = "secret"
@@ -399,7 +416,26 @@ def test_chat_goes_on_after_a_failed_turn_and_says_so_at_the_end(
         "looktwice: missing.png: No such file or directory",
         "looktwice: no command /tea; /help lists them",
         "looktwice: the prompt is longer than the context (HTTP 400)",
+        "looktwice: /drop takes the question's pictures out",
     ]
+
+
+def test_chat_takes_the_pictures_of_a_question_out_again(
+    wire: Any, parts: Path, looktwice: Command
+) -> None:
+    attach = f"/image {parts / 'b.jpg'}"
+    script = "\n".join(["One?", attach, "/drop", "Two?", "/drop", attach, "Three?"])
+    code, out, err = looktwice("chat", str(parts / "a.png"), stdin=script)
+    assert (code, err) == (1, "")
+    said = [line for line in out.splitlines() if not line.startswith("[")]
+    assert said == [
+        "One? 1 pictures, 1 messages.",
+        f"taken out: {parts / 'b.jpg'}",
+        "Two? 1 pictures, 3 messages.",
+        "taken out: no picture waits",
+        "Three? 2 pictures, 5 messages.",
+    ]
+    assert f"[{parts / 'b.jpg'}: anomalous" in out
 
 
 def test_ctrl_c_before_the_first_word_ends_the_turn_and_not_the_talk(

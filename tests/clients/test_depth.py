@@ -72,3 +72,13 @@ def test_deep_greys_are_drawn_as_bright_as_the_server_reads_them(
 def test_the_tables_are_the_servers():
     assert depth.DEPTHS == picture_file.DEPTHS
     assert depth.LOWER == picture_file.LOWER
+
+
+def test_a_fourth_byte_that_no_camera_filled_hides_nothing():
+    picture = Image.new("RGBA", (40, 30), (200, 30, 10, 0))
+    picture.putpixel((3, 3), (0, 0, 0, 0))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    drawn = agrees(file.getvalue())
+    assert drawn[0, 0].tolist() == [200, 30, 10]
+    assert drawn[3, 3].tolist() == [0, 0, 0]

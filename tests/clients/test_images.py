@@ -223,7 +223,10 @@ def test_a_16_bit_picture_is_drawn_in_its_sensors_range() -> None:
 
 
 def test_transparent_parts_are_drawn_white() -> None:
-    assert open_picture(Image.new("RGBA", (4, 4), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    picture.putpixel((1, 1), (9, 9, 9, 255))
+    drawn = open_picture(picture)
+    assert (drawn.getpixel((0, 0)), drawn.getpixel((1, 1))) == ((255, 255, 255), (9, 9, 9))
 
 
 def test_the_first_frame_of_an_animation_is_drawn() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from looktwice_adapters.checkpoint import ExpertFileError
@@ -19,7 +20,7 @@ from looktwice_server.launch import (
     serve,
     vllm_arguments,
 )
-from looktwice_server.settings import Settings
+from looktwice_server.settings import MOST_PIXELS, Settings
 
 NANO = str(CHECKOUT_MODELS / "nano")
 VALUES = Path(__file__).parents[2] / "docker" / "kubernetes" / "values.yaml"
@@ -162,3 +163,11 @@ def test_a_wrong_flag_beside_the_kubernetes_values_is_noticed(tmp_path, capsys):
 def test_an_empty_folder_of_references_is_none_named(monkeypatch):
     monkeypatch.setenv("LOOKTWICE_REFERENCES", "")
     assert Settings.from_environment().references == Settings().references
+
+
+def test_pictures_that_cannot_be_opened_are_not_promised(monkeypatch):
+    monkeypatch.setenv("LOOKTWICE_MAX_PIXELS", "178956970")
+    assert Settings.from_environment().max_pixels == MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+    monkeypatch.setenv("LOOKTWICE_MAX_PIXELS", "178956971")
+    with pytest.raises(SettingsError, match="MAX_PIXELS must be at most 178956970"):
+        Settings.from_environment()

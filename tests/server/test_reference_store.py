@@ -9,6 +9,7 @@ import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -284,6 +285,19 @@ def test_nothing_is_cleaned_away_while_a_card_cannot_be_read(store, monkeypatch)
     assert [card.problem for card in store.cards()] == [
         "the reference 'one' cannot be read now; try again later"
     ]
+
+
+@pytest.mark.parametrize("away", ["missing", "closed"])
+def test_nothing_is_cleaned_away_while_the_names_are(store, monkeypatch, away):
+    version = add(store, "one", made(1))
+    os.utime(store.path(version), (0, 0))
+    if away == "missing":  # a restored folder, whose versions came first
+        store._names.rename(store._names.with_name("later"))
+    else:
+        closed = PermissionError(errno.EACCES, "Permission denied")
+        monkeypatch.setattr(os, "scandir", Mock(side_effect=closed))
+    store.clean()
+    assert store.path(version).exists()
 
 
 def test_what_others_keep_in_the_folder_is_left_alone_and_stops_nothing(store, monkeypatch):

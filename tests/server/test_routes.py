@@ -1,12 +1,15 @@
 """Routes: what is on the list is served, every other one of vLLM's answers 404."""
 
+import asyncio
 import re
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.routing import BaseRoute
+from starlette.types import Message
 
-from looktwice_server.routes import SERVED
+from looktwice_server.routes import SERVED, until_gone
+from looktwice_server.schemas import ReferenceDeleted
 from tests.server.bad_input_table import QUESTION
 from tests.server.wire import CHAT, INSPECTIONS, Sent, ask, good_uri, image, user
 from tests.serving import Server
@@ -75,3 +78,35 @@ def test_no_other_route_that_is_served_takes_a_picture(server: Server) -> None:
 @pytest.mark.parametrize("path", ["/v1/chat/completions/", "/v1/../v1/responses", "//v1/responses"])
 def test_a_path_spelled_otherwise_opens_nothing(server: Server, path: str) -> None:
     assert ask(server, Sent(path, BODY)).status in (307, 404)
+
+
+def test_a_client_that_hangs_up_is_no_failure_of_the_server() -> None:
+    app, began, stopped = FastAPI(), asyncio.Event(), []
+
+    @app.post("/slow")
+    @until_gone
+    async def slow(raw_request: Request) -> ReferenceDeleted:
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.append(True)
+        raise AssertionError
+
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not received:
+            received.append(True)
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await began.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    received: list[bool] = []
+    scope = {"type": "http", "method": "POST", "path": "/slow", "headers": [], "query_string": b""}
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 30))
+    assert stopped == [True]
+    assert sent[0]["status"] == 499

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from looktwice_clients.chatbot import operators, page
 from looktwice_clients.chatbot.history import History
 from looktwice_clients.chatbot.station import Station
-from looktwice_clients.chatbot.uploads import UploadsOnly
+from looktwice_clients.chatbot.uploads import UploadsOnly, remove_old
 from looktwice_clients.chatbot.wording import LANGUAGES, preferred, wording
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.images import MAX_BYTES
@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 MOVE_SECONDS = 3.0
 """How often rows that wait for the database are tried again."""
+
+CLEAN_SECONDS = 3600.0
+"""How often old pictures are removed from the disk."""
 
 HEADERS = {
     # Gradio's own scripts and styles are inline; nothing may come from, or go to, another host.
@@ -48,11 +51,12 @@ def create(inspector: AsyncInspector, history: History, key: str | None = None) 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        moving = asyncio.create_task(_move_waiting(history))
+        tasks = [asyncio.create_task(_move_waiting(history)), asyncio.create_task(_clean())]
         yield
-        moving.cancel()
-        with suppress(asyncio.CancelledError):
-            await moving
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         await inspector.close()
         history.close()
 
@@ -139,6 +143,16 @@ async def _move_waiting(history: History) -> None:
                 log.warning("the database is back: %d entries moved", moved)
         except Exception:
             log.exception("what waits for the database could not be read")
+
+
+async def _clean() -> None:
+    """Remove old pictures from the disk."""
+    while True:
+        await asyncio.sleep(CLEAN_SECONDS)
+        try:
+            await asyncio.to_thread(remove_old)
+        except Exception:
+            log.exception("old pictures could not be removed")
 
 
 class Headers:

@@ -13,8 +13,8 @@ from looktwice_clients.chatbot import fragments
 from looktwice_clients.chatbot.station import LONGEST_TEXT, Station
 
 CSS = Path(__file__).parent / "page.css"
-PICTURES_KEPT = 24 * 3600
-"""Seconds that an uploaded picture stays on the disk; the history keeps its overlay."""
+SESSIONS = 2000
+"""Opened pages that are remembered, by language; each takes some 80 kB, and more with a picture."""
 
 FALSE_ALARM_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -57,6 +57,15 @@ def as_given(payload: ImageData | None) -> str | None:
     return payload.path if payload else None
 
 
+def as_chosen(name: object) -> str | None:
+    """The chosen product's name.
+
+    In place of Gradio's own step, which refuses what left the list meanwhile: the server says it in
+    better words.
+    """
+    return name if isinstance(name, str) else None
+
+
 def theme() -> gr.themes.Base:
     """The machine's own fonts, so that nothing is fetched, and colours of enough contrast."""
     return gr.themes.Base(
@@ -80,12 +89,10 @@ def theme() -> gr.themes.Base:
 def build(station: Station) -> gr.Blocks:
     """The whole page in the station's language."""
     words = station.words
-    with gr.Blocks(
-        title=words("title"), analytics_enabled=False, delete_cache=(3600, PICTURES_KEPT)
-    ) as page:
+    with gr.Blocks(title=words("title"), analytics_enabled=False) as page:
         head = gr.HTML()
         with gr.Tabs():
-            with gr.Tab(words("inspect.tab"), id="inspect"):
+            with gr.Tab(words("inspect.tab"), id="inspect") as inspect_tab:
                 choice = _inspect_tab(station)
             with gr.Tab(words("history.tab"), id="history") as history_tab:
                 _history_tab(station, history_tab)
@@ -98,7 +105,9 @@ def build(station: Station) -> gr.Blocks:
             js=ON_LOAD.format(language=words.language, words=json.dumps(words.under("gradio"))),
             **QUIET,
         )
-        page.load(station.known, None, [choice, listed], **QUIET)
+        # The server may have been away when the page was opened, or know more products by now.
+        gr.on([page.load, inspect_tab.select], station.known, None, [choice, listed], **QUIET)
+    page.state_session_capacity = SESSIONS
     return page
 
 
@@ -115,6 +124,7 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
                 info=words("inspect.product_hint"),
                 elem_id="product",
             )
+            product.preprocess = as_chosen  # type: ignore[method-assign,assignment]
             picture = gr.Image(
                 sources=["upload", "clipboard", "webcam"],
                 type="filepath",

@@ -223,14 +223,16 @@ class Station:
         try:
             known = await self.inspector.references.list()
         except (LookTwiceError, openai.OpenAIError) as error:
-            return gr.skip(), self.problem(self.explain(error))
+            explained = self.explain(error)
+            return gr.Dropdown(info=explained), self.problem(explained)
         choices = [(self.words("inspect.no_product"), "")]
         usable = [one for one in known if one.problem is None]
         choices += [(one.name, one.name) for one in usable]
         problems = (one.problem for one in known if one.problem is not None)
         told = (self.problem(self.words("products.warning", detail=one)) for one in problems)
         listed = fragments.products(self.words, usable)
-        return gr.Dropdown(choices=choices), "".join([listed, *told])
+        hint = self.words("inspect.product_hint")
+        return gr.Dropdown(choices=choices, info=hint), "".join([listed, *told])
 
     async def add(
         self, name: str, pictures: list[str] | None, rate: float, replace: bool

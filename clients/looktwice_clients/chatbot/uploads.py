@@ -6,6 +6,8 @@ fetched.
 """
 
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,23 @@ from looktwice_clients.chatbot.wording import LANGUAGES
 MAX_EVENT_BYTES = 1_000_000
 """Events carry words and names of files; pictures are uploaded on a route of their own."""
 
+KEPT_SECONDS = 24 * 3600
+"""How long an uploaded picture and its overlay stay on the disk; the history keeps the overlay."""
+
 _NO_EVENTS = {"/login", *(f"/{language}/gradio_api/upload" for language in LANGUAGES)}
+
+
+def remove_old() -> None:
+    """Remove uploads and overlays that are older than `KEPT_SECONDS`.
+
+    Gradio's own cleaner ends for good where a picture comes while it looks through its list.
+    """
+    for path in Path(get_upload_folder()).rglob("*"):
+        with suppress(OSError):  # another thread's, or a folder that is not empty
+            if path.is_dir():
+                path.rmdir()
+            elif path.stat().st_mtime < time.time() - KEPT_SECONDS:
+                path.unlink()
 
 
 class UploadsOnly:

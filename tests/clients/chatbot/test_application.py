@@ -1,6 +1,7 @@
 """The chatbot's web application: who gets in, whose files, what goes out, what is refused."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from gradio.utils import get_upload_folder
 from httpx import Response
 from itsdangerous import TimestampSigner
 from starlette.requests import HTTPConnection
@@ -19,6 +21,7 @@ from looktwice_clients.chatbot import operators
 from looktwice_clients.chatbot.application import create
 from looktwice_clients.chatbot.database import database_url
 from looktwice_clients.chatbot.history import History
+from looktwice_clients.chatbot.uploads import KEPT_SECONDS, remove_old
 from looktwice_clients.chatbot.wording import wording
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.images import MAX_BYTES
@@ -311,6 +314,31 @@ def test_an_uploaded_file_is_read(client):
     assert send_event(client, "inspect", [picture, ""]).status_code == 200
     answers = client.get("/en/gradio_api/queue/data?session_hash=visitor").text
     assert "server cannot be reached" in answers
+
+
+def test_a_product_that_left_the_list_is_asked_for_all_the_same(client):
+    files = {"files": ("part.png", encoded(red(222)), "image/png")}
+    [path] = client.post("/en/gradio_api/upload", files=files).json()
+    picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    assert send_event(client, "inspect", [picture, "removed"]).status_code == 200
+    answers = client.get("/en/gradio_api/queue/data?session_hash=visitor").text
+    assert "server cannot be reached" in answers  # not Gradio's own words about a list of choices
+
+
+def test_uploads_of_yesterday_are_removed_and_no_others(client, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(Path(get_upload_folder()) / "of-this-test"))
+    old, new = (Path(get_upload_folder()) / name / "part.png" for name in ("old", "new"))
+    for path in (old, new):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    yesterday = time.time() - KEPT_SECONDS - 1
+    os.utime(old, (yesterday, yesterday))
+    remove_old()
+    assert (old.exists(), new.exists()) == (False, True)
+    assert old.parent.exists()  # an upload may be about to write into it
+    os.utime(old.parent, (yesterday, yesterday))
+    remove_old()
+    assert not old.parent.exists()
 
 
 def test_an_event_that_is_no_event_is_refused(client):

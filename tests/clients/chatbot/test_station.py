@@ -299,6 +299,7 @@ BAD = {
     "not_picture": b"no picture",
     "svg": b"<svg/>",
     "pdf": b"%PDF-1.7",
+    "heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
     "unreadable": encoded(Image.new("1", (20_000, 20_000))),
 }
 
@@ -357,10 +358,12 @@ def test_a_busy_server_is_told_and_the_question_stays(play, plant, scratched, st
     assert (talk, question) == ([], "Where?")
 
 
-def test_a_server_whose_products_cannot_be_listed_leaves_the_page_as_it_is(play, plant):
+def test_a_server_whose_products_cannot_be_listed_is_told_beside_the_choice(play, plant):
+    hint = wording("en")("inspect.product_hint")
+    assert play(lambda s: s.known())[0].info == hint
     plant.looktwice = False
     choice, listed = play(lambda s: s.known())
-    assert choice == gr.skip()
+    assert "server refused" in choice.info
     assert "server refused" in listed
 
 

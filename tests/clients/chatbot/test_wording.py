@@ -14,7 +14,7 @@ ENGLISH = wording("en").texts
 WORDS_OF_OTHERS = ("verdict.", "severity.", "position.", "gradio.")  # of the wire, of Gradio
 BUILT = {  # keys that the code puts together: a stem and its endings
     "error.": ("picture", "timeout", "unreachable", "key", "busy", "refused", "other"),
-    "picture.": ("missing", "empty", "not_picture", "svg", "pdf", "unreadable"),
+    "picture.": ("missing", "empty", "not_picture", "svg", "pdf", "heic", "unreadable"),
     "result.": ("number", "place", "region_score", "area", "box"),
     "inspect.": ("waits", "not_saved"),
     "feedback.": ("waits", "not_saved"),
