@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from transformers.image_processing_utils import select_best_resolution
 
 from looktwice_adapters.anomaly_map import placement
 from looktwice_adapters.picture_file import UnreadPictureError, to_rgb
+
+T = TypeVar("T")
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 NORMAL = "good"
@@ -58,6 +61,7 @@ def products(root: Path) -> dict[str, Path]:
             names.clear()
             continue
         seen.add(real)
+        names[:] = filter(_is_meant, names)
         names.sort(key=lambda name: (folder / name).is_symlink())  # the folder first
         if "test" in names:
             folders.append(folder)
@@ -78,7 +82,7 @@ def read_product(folder: Path, name: str | None = None) -> list[Sample]:
             path,
             name or folder.name,
             split,
-            NORMAL if path.parent.name in NORMAL_FOLDERS else path.parent.name,
+            NORMAL if path.parent.name.lower() in NORMAL_FOLDERS else path.parent.name,
             _masks_of(path, masks) if split == "test" else (),
         )
         for split in ("train", "test")
@@ -88,7 +92,16 @@ def read_product(folder: Path, name: str | None = None) -> list[Sample]:
 
 def pictures_in(folder: Path, pattern: str = "*") -> list[Path]:
     """The picture files of a folder that match, in alphabetical order."""
-    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in ENDINGS)
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if path.suffix.lower() in ENDINGS and all(map(_is_meant, path.relative_to(folder).parts))
+    )
+
+
+def _is_meant(name: str) -> bool:
+    """Whether a file or folder is part of a data set, not what a Mac or Jupyter put beside it."""
+    return not name.startswith(".") and name != "__MACOSX"
 
 
 def _masks_of(path: Path, masks: dict[tuple[str, str], Path]) -> tuple[Path, ...]:
@@ -110,17 +123,29 @@ def read_painted(path: Path) -> NDArray[np.bool_]:
     """Where a mask's file (H, W) is not black.
 
     Any colour counts: VisA's masks hold small numbers, one for each kind of defect, and a palette
-    may show them as any colour. A transparent background is not made white, nor is 1 of 65535
-    rounded to black, as they are in a picture.
+    may show them as any colour. A transparent background is not painted, whatever its colour, nor
+    is 1 of 65535 rounded to black, as it is in a picture. In a JPEG half of white and more counts:
+    around an outline it is never quite black.
 
     Raises:
         ValueError: the file is missing or no picture; the message names it.
     """
-    mask = _opened(path, lambda image: ImageOps.exif_transpose(image).convert("RGB"))
-    return np.asarray(mask).max(-1) > 0
+    return _opened(path, _painted)
 
 
-def _opened(path: Path, read: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def _painted(file: Image.Image) -> NDArray[np.bool_]:
+    mask = ImageOps.exif_transpose(file)
+    if mask.mode in ("I", "F") or mask.mode.startswith("I;16"):
+        return np.asarray(mask) != 0
+    colours = np.asarray(mask.convert("RGBA"))
+    lit: NDArray[np.bool_] = colours[..., :3].max(-1) > (127 if file.format == "JPEG" else 0)
+    shown = colours[..., 3] > 0
+    if shown.all():
+        return lit
+    return lit & shown if (lit & shown).any() else shown  # black may be the brush's colour
+
+
+def _opened(path: Path, read: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(path) as image:
             return read(image)
@@ -141,7 +166,10 @@ def read_sample(sample: Sample) -> NDArray[np.uint8]:
 
 
 def read_mask(sample: Sample, size: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """A sample's mask (H, W); all False for a normal one; None where an anomalous one has none."""
+    """A sample's mask (H, W); all False for a normal one; None where an anomalous one has none.
+
+    Where it is shrunk, a place counts of which any part is painted, so that no defect is too small.
+    """
     if not sample.anomalous:
         return np.zeros(size, np.bool_)
     if not sample.masks:
@@ -152,8 +180,11 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> NDArray[np.bool_] | None
 def _one_mask(
     path: Path, box: tuple[int, int, int, int] | None, size: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    mask = Image.fromarray(read_painted(path)).crop(box)
-    return np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST))
+    mask = np.asarray(Image.fromarray(read_painted(path)).crop(box), np.float32)
+    shrunk = size[0] <= mask.shape[0] and size[1] <= mask.shape[1]
+    method = cv2.INTER_AREA if shrunk else cv2.INTER_NEAREST_EXACT
+    resized: NDArray[np.bool_] = cv2.resize(mask, size[::-1], interpolation=method) > 0
+    return resized
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from transformers import LlavaOnevisionImageProcessor
 from looktwice_adapters import datasets
 from looktwice_adapters.datasets import (
     AnyRes,
+    Sample,
     products,
     read_image,
     read_mask,
@@ -66,6 +67,52 @@ def test_a_mask_is_painted_where_it_is_not_black_whatever_its_mode(folder):
     for picture in (transparent, deep):
         picture.save(file)
         assert (read_mask(read_product(folder / "cup")[3], (20, 40)) == (mask > 0)).all()
+
+
+@pytest.mark.parametrize("brush", [(255, 255, 255), (0, 0, 0), (200, 0, 0)])
+def test_of_a_transparent_layer_what_is_painted_counts(folder, brush):
+    file = folder / "cup" / "ground_truth" / "hole" / "0_mask.png"
+    mask = np.asarray(Image.open(file))
+    layer = np.zeros((*mask.shape, 4), np.uint8)
+    layer[..., :3] = brush  # an editor keeps its colour where nothing is shown
+    layer[..., 3] = mask
+    Image.fromarray(layer).save(file)
+    assert (read_mask(read_product(folder / "cup")[3], (20, 40)) == (mask > 0)).all()
+
+
+def test_float_masks_and_outlines_in_jpeg_are_as_large_as_they_were_drawn(folder):
+    file = folder / "cup" / "ground_truth" / "hole" / "0_mask.png"
+    mask = np.asarray(Image.open(file)) > 0
+    file.unlink()
+    Image.fromarray(mask.astype(np.float32) / 2).save(file.with_suffix(".tiff"))
+    assert (read_mask(read_product(folder / "cup")[3], (20, 40)) == mask).all()
+    file.with_suffix(".tiff").unlink()
+    Image.fromarray(mask).convert("L").save(file.with_suffix(".jpg"), quality=60)
+    assert read_mask(read_product(folder / "cup")[3], (20, 40)).sum() == pytest.approx(50, abs=5)
+
+
+def test_no_defect_is_too_small_for_a_small_mask(tmp_path):
+    painted = np.zeros((1000, 1000), np.uint8)
+    painted[501:503, 123:126] = 255
+    Image.fromarray(painted).save(tmp_path / "mask.png")
+    sample = Sample(tmp_path / "0.png", "cup", "test", "hole", (tmp_path / "mask.png",))
+    assert np.argwhere(read_mask(sample, (100, 100))).tolist() == [[50, 12]]
+    assert np.argwhere(read_mask(sample, (2000, 2000))).min(0).tolist() == [1002, 246]
+
+
+def test_what_a_mac_or_jupyter_left_is_no_part_of_a_data_set(folder):
+    before = read_product(folder / "cup")
+    for left in ("cup/test/good/._0.png", "cup/test/.ipynb_checkpoints/0.png"):
+        (folder / left).parent.mkdir(exist_ok=True)
+        (folder / left).write_bytes(b"nothing")
+    (folder / "__MACOSX" / "cup" / "test" / "good").mkdir(parents=True)
+    assert list(products(folder)) == ["cup"]
+    assert read_product(folder / "cup") == before
+
+
+def test_normal_folders_are_known_in_capitals_too(folder):
+    (folder / "cup" / "test" / "good").rename(folder / "cup" / "test" / "OK")
+    assert [s.kind for s in read_product(folder / "cup")].count("good") == 3
 
 
 def test_a_folder_is_read_with_labels_and_masks(folder):

@@ -26,7 +26,7 @@ from looktwice_adapters.dialogue import (
     to_llava,
 )
 from looktwice_adapters.evaluate.multiple_choice import chosen_letter
-from looktwice_adapters.questions import TEMPLATES, ask, fill, templates
+from looktwice_adapters.questions import DEMANDS, TEMPLATES, WORDS, ask, fill, templates
 from looktwice_adapters.train.agreement import expected_yes
 
 SCRATCHED = Facts("anomalous", ("bottom left", "center", "bottom left"), "slightly", "bottle")
@@ -51,6 +51,27 @@ def test_hundreds_of_held_out_ways_to_ask_which_training_never_uses():
     for topic in TEMPLATES:
         assert not set(templates(topic, "train")) & set(templates(topic, "held_out"))
         assert templates(topic, "held_out") or len(TEMPLATES[topic]) < 8
+
+
+def as_pattern(template: str) -> str:
+    """A regular expression for all that a template becomes."""
+    marks = {"[": "(?:", "]": ")", "|": "|"}
+    return "".join(
+        "(?:" + "|".join(map(re.escape, WORDS.get(part[1:-1], ()))) + ")"
+        if part.startswith("{")
+        else marks.get(part) or re.escape(part)
+        for part in re.split(r"(\{\w+\}|[\[\]|])", template)
+    )
+
+
+@pytest.mark.parametrize("topic", [topic for topic in TEMPLATES if topic not in DEMANDS])
+def test_no_held_out_question_is_one_that_training_may_ask(topic):
+    known = re.compile("|".join(f"(?:{as_pattern(t)})" for t in templates(topic, "train")), re.I)
+    assert topic == "place" or known.fullmatch(fill(templates(topic, "train")[0], random.Random(0)))
+    for template in templates(topic, "held_out"):
+        for rng in rngs(300):
+            text = fill(template, rng, place="at the top")
+            assert not known.fullmatch(text), template
 
 
 @pytest.mark.parametrize("topic", TEMPLATES)

@@ -421,6 +421,22 @@ def test_dialogues_are_held_with_the_models_own_answers_and_marked(dialogues, ca
     assert len(pictures_in(asked[1])) == 1
 
 
+def test_llavas_conversations_are_asked_as_dialogues(dialogues, capsys):
+    said = [("system", "Be brief."), ("human", "<image>\nA defect?"), ("gpt", "Yes.")]
+    entry = {
+        "image": ["cup/test/hole/0.png"],
+        "conversations": [{"from": who, "value": text} for who, text in said],
+    }
+    dialogues.write_text(json.dumps([entry]))
+    with scripted_server(lambda *_: (200, completion("Yes."))) as server:
+        code, printed = evaluate(capsys, "--url", server.url, "--questions", dialogues)
+    assert code == 0, printed.err
+    [turn] = json.loads(printed.out)["reasoning"]["visa_dr.json"]["turns"]
+    assert turn["rouge_l"] == 1
+    [body] = server.bodies("/v1/chat/completions")
+    assert question_in(body) == "A defect?"
+
+
 def test_without_a_judge_there_is_no_mark(dialogues, capsys):
     with scripted_server(lambda *_: (200, completion("Yes."))) as server:
         code, printed = evaluate(capsys, "--url", server.url, "--questions", dialogues)

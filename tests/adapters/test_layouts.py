@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from looktwice_adapters.datasets import read_mask, read_sample
+from looktwice_adapters.evaluate.judge import split
 from looktwice_adapters.layouts import LAYOUTS, read_dataset
 
 
@@ -94,6 +95,8 @@ def test_aitex_strips_become_tiles_labelled_by_their_masks(tmp_path):
     mask = read_mask(anomalous[0], (16, 16))
     assert mask[4:8, 4:10].all()
     assert mask.sum() == 24
+    with pytest.raises(ValueError, match="no test pictures left"):  # tiles of one strip are alike
+        split(normal, 1, 0)
 
 
 def test_elpv_leaves_out_the_cells_that_the_experts_doubted(tmp_path):

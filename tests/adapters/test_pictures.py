@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from looktwice_adapters.train import pictures as module
-from looktwice_adapters.train.features import ShardPlan, make_shards
+from looktwice_adapters.train.features import ShardPlan, keep_plan, make_shards
 from looktwice_adapters.train.pictures import open_library
 
 
@@ -31,6 +31,28 @@ def test_pictures_that_came_or_went_are_noticed(tmp_path):
     found = open_library(tmp_path)
     assert mine(found, tmp_path) == ["floors/z.png", "walls/b.png", "walls/c.png"]
     assert open_library(tmp_path) == found
+
+
+def test_grey_pictures_and_names_of_ones_own_are_as_good_as_others(tmp_path):
+    draw(tmp_path, "mine/pcb_smd.png", "mine/envelope.png", "ufoai-textures/wall_nm.png")
+    Image.fromarray(np.eye(200, dtype=np.uint8) * 255).save(tmp_path / "mine" / "grey.png")
+    relief = tmp_path / "ufoai-textures" / "relief.png"  # of a game's wall
+    relief.write_bytes((tmp_path / "mine" / "grey.png").read_bytes())
+    assert mine(open_library(tmp_path), tmp_path) == [
+        *("mine/envelope.png", "mine/grey.png", "mine/pcb_smd.png")
+    ]
+
+
+def test_a_folder_of_nothing_to_train_on_says_what_is_wanted(tmp_path):
+    draw(tmp_path, "walls/icon.png", side=32)
+    with pytest.raises(ValueError, match="at least 128 px a side, and not of one even colour"):
+        open_library(tmp_path)
+
+
+def test_a_broken_plan_is_named(tmp_path):
+    (tmp_path / "plan.json").write_text("")
+    with pytest.raises(ValueError, match=r"plan\.json is no JSON .*: choose another --out"):
+        keep_plan(tmp_path, {"seed": 0})
 
 
 def test_an_index_from_before_keeps_its_order_to_the_byte(tmp_path, monkeypatch):

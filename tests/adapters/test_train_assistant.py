@@ -21,6 +21,7 @@ from looktwice_adapters.train.assistant import (
     write_like,
 )
 from looktwice_adapters.train.conversations import (
+    Conversation,
     ConversationError,
     Message,
     read_conversations,
@@ -100,6 +101,9 @@ def test_llavas_json_is_read_with_its_pictures_and_without_its_marks(file):
     [
         ({"facts": []}, "1 pictures, but 0 `facts`"),
         ({"facts": [{"verdict": "normal"}]}, "`facts` without verdict and positions"),
+        ({"facts": [{"verdict": "anomalous", "positions": "top left"}]}, "no list of: .*top left"),
+        ({"facts": [{"verdict": "anomalous", "positions": ["upstairs"]}]}, "no list of: .*top"),
+        ({"image": 5}, "record 0 .*neither a path nor a list"),
         ({"image": "c.png"}, "record 0 .*no picture at .*c.png"),
         ({"image": ["a.png", "b.png"]}, "2 pictures, but 1 times <image>"),
         ({"conversations": "none"}, "no list `conversations`"),
@@ -138,6 +142,37 @@ def test_the_prompt_of_the_last_answer_is_the_one_that_is_served(file, tokenizer
     said = tokenizer.decode([label for label in labels if label != IGNORED])
     assert said == "Yes, a rusty bolt.<|im_end|>Very.<|im_end|>"
     assert len(labels) == len(ids)
+
+
+@pytest.mark.parametrize("said", ["n", "d", "im", "end", "assistant"])
+@pytest.mark.parametrize("template", ["nano", "hub"])
+def test_an_answer_whose_letters_are_in_the_templates_marks_is_learnt_whole(
+    tokenizer, template, said
+):
+    chat = tokenizer.chat_template if template == "nano" else HUB_TEMPLATE
+    turns = (Message("user", "Is it good? y/n"), Message("assistant", said))
+    ids, labels = served_prompt(tokenizer, chat, Conversation("", (*turns, *turns)), [])
+    learnt = tokenizer.decode([label for label in labels if label != IGNORED])
+    assert learnt == f"{said}<|im_end|>" * 2
+    whole = tokenizer.decode(ids).replace(
+        "assistant \n", "assistant\n"
+    )  # as the hub's history has it
+    assert whole.count(f"assistant\n{said}<|im_end|>") == 2
+
+
+def test_a_template_that_changes_an_answer_is_refused(tokenizer):
+    turns = (Message("user", "Is it good?"), Message("assistant", "No."))
+    loud = "{% for message in messages %}{{ message['content'][0]['text'] | upper }}{% endfor %}"
+    with pytest.raises(ConversationError, match="rewrites part 7's answers"):
+        served_prompt(tokenizer, loud, Conversation("part 7", turns), [])
+
+
+def test_a_line_of_jsonl_may_hold_any_letter(file):
+    record = json.loads(file.read_text())[1]
+    record["conversations"][-1]["value"] = "One.\u2028Two.\x85Three."
+    lines = file.with_suffix(".jsonl")
+    lines.write_text(json.dumps(record, ensure_ascii=False) + "\n")
+    assert read_conversations(lines)[0].messages[-1].text.count("Two.") == 1
 
 
 def trained_parts(stage):
@@ -321,6 +356,7 @@ def test_an_untied_head_is_written_under_the_hubs_name(tmp_path):
         (["--model", "{tmp}"], "config.json"),
         (["--conversations", "{tmp}/empty.json"], "holds no list of conversations"),
         (["--lora", "-1"], "--lora"),
+        (["--expert", f"{NANO}/expert.safetensors"], "brings an expert of its own"),
     ],
 )
 def test_wrong_options_are_one_line(file, tmp_path, capsys, options, complaint):

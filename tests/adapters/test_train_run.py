@@ -116,6 +116,18 @@ def test_a_run_with_other_options_is_not_resumed_and_they_are_named(tmp_path):
         slower.resume()
 
 
+def test_the_log_tells_each_step_once_whatever_interrupted_it(tmp_path):
+    Run(Line(), SCHEDULE, tmp_path).train(inputs_at, "line")
+    log = tmp_path / "log.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + '{"step": 3, "lo')  # a power cut
+    Run(Line(), SCHEDULE, tmp_path).resume()
+    assert log.read_text() == whole
+    (tmp_path / "checkpoint.pt").unlink()  # interrupted before it was written
+    Run(Line(), SCHEDULE, tmp_path).resume()
+    assert log.read_text() == ""
+
+
 def test_before_the_first_step_the_schedule_may_change_and_nothing_else(tmp_path):
     Run(Line(), replace(SCHEDULE, steps=0), tmp_path, {"seed": 0}).train(inputs_at, "line")
     Run(Line(), SCHEDULE, tmp_path, {"seed": 0}).resume()

@@ -61,7 +61,8 @@ def split(samples: Sequence[Sample], shots: int, seed: int) -> tuple[list[Sample
             f"{test[0].product} has {len(pool)} pictures in {where}/{NORMAL}, --shots {shots}"
         )
     references = drawn(pool, shots, seed)
-    left = [sample for sample in test if sample not in references]
+    files = {sample.path for sample in references}  # other tiles of a strip are no test for it
+    left = [sample for sample in test if sample.path not in files]
     if not left:
         raise ValueError(f"{test[0].product} has no test pictures left after --shots {shots}")
     return references, left

@@ -61,16 +61,22 @@ def read_dialogues(content: list[dict[str, Any]]) -> list[Dialogue]:
     for number, entry in enumerate(content):
         if "image" not in entry:
             raise ValueError(f"entry {number} names no image")
-        spoken = [turn.get("value", "") for turn in entry.get("conversations", ())]
-        questions = entry.get("questions", spoken[::2])
-        answers = entry.get("answers", spoken[1::2])
+        image = entry["image"]
+        if isinstance(image, list) and len(image) == 1:
+            (image,) = image
+        spoken = entry.get("conversations", ())
+        by_human, by_model = (
+            [turn.get("value", "") for turn in spoken if turn["from"] in names]
+            for names in (("human", "user"), ("gpt", "assistant"))
+        )
+        questions, answers = entry.get("questions", by_human), entry.get("answers", by_model)
         if not questions or len(questions) != len(answers):
             raise ValueError(
-                f"entry {number} ({entry['image']}) has {len(questions)} questions and "
+                f"entry {number} ({image}) has {len(questions)} questions and "
                 f"{len(answers)} answers"
             )
         asked = (question.replace("<image>", "").strip() for question in questions)
-        dialogues.append(Dialogue(entry["image"], tuple(zip(asked, answers, strict=True))))
+        dialogues.append(Dialogue(image, tuple(zip(asked, answers, strict=True))))
     return dialogues
 
 

@@ -30,7 +30,7 @@ from transformers import (
 from looktwice_adapters.anomaly_prompt import append_prompt
 from looktwice_adapters.checkpoint import file_hash, load_expert
 from looktwice_adapters.train.conversations import Conversation, read_conversations
-from looktwice_adapters.train.frozen_sight import FrozenSight, Sight, read_section
+from looktwice_adapters.train.frozen_sight import FrozenSight, Sight, brings_expert, read_section
 from looktwice_adapters.train.hub_format import hub_state_dict, write_json, write_weights
 from looktwice_adapters.train.options import seed_option
 from looktwice_adapters.train.run import LOG, Run, Schedule, all_processes, refuse_overwriting
@@ -391,6 +391,8 @@ def assistant(
     refuse_overwriting(out, resume)
     if model.resolve() == out.resolve():
         raise click.UsageError("--out must be another folder than --model")
+    if expert is not None and brings_expert(model):
+        raise click.UsageError(f"{model} brings an expert of its own, which OUT keeps: no --expert")
     read_section(model, expert)  # refuse before anything large is read
     read = read_conversations(conversations, images)
     stage = Stage2(batch, lora, facts_share, context, checkpointing, seed)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from looktwice_adapters.answers import PLACES
 from looktwice_adapters.facts import Verdict, facts_sentence
 
 Role = Literal["system", "user", "assistant"]
@@ -68,7 +69,7 @@ def read_conversations(path: Path, images: Path | None = None) -> list[Conversat
     try:
         text = path.read_text()
         if path.suffix == ".jsonl":
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            records = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             records = json.loads(text)
     except (OSError, ValueError) as error:
@@ -86,7 +87,10 @@ def _conversation(record: Any, where: str, folder: Path) -> Conversation:
     if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
         raise ConversationError(f"{where} has no list `conversations`")
     paths = record.get("image") or []
-    pictures = [folder / name for name in ([paths] if isinstance(paths, str) else paths)]
+    names = paths if isinstance(paths, list) else [paths]
+    if not all(isinstance(name, str) for name in names):
+        raise ConversationError(f"{where} has an `image` that is neither a path nor a list of them")
+    pictures = [folder / name for name in names]
     if missing := [path for path in pictures if not path.is_file()]:
         raise ConversationError(f"{where}: no picture at {missing[0]}")
     parts = [_said(part, where) for part in record["conversations"]]
@@ -117,6 +121,10 @@ def _facts(entries: Any, pictures: int, where: str) -> tuple[str, ...] | None:
             raise ConversationError(f"{where} has {pictures} pictures, but {len(entries)} `facts`")
         if unknown := {e["verdict"] for e in entries if e} - set(get_args(Verdict)):
             raise ConversationError(f"{where} has `facts` with the verdict {unknown.pop()!r}")
+        places = [e["positions"] for e in entries if e]
+        if not all(isinstance(named, list) and PLACES.keys() >= set(named) for named in places):
+            known = ", ".join(PLACES)
+            raise ConversationError(f"{where} has `facts` whose positions are no list of: {known}")
         return tuple(facts_sentence(e["verdict"], e["positions"]) if e else "" for e in entries)
     except (KeyError, TypeError) as error:
         raise ConversationError(f"{where} has `facts` without verdict and positions") from error

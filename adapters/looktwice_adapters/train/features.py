@@ -298,13 +298,18 @@ def keep_plan(folder: Path, plan: dict[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "plan.json"
-    if path.exists():
-        if others := changed(json.loads(path.read_text()), plan):
-            raise ValueError(
-                f"{folder} holds {folder.name} made with different settings "
-                f"({', '.join(others)}); choose another --out"
-            )
-    path.write_text(json.dumps(plan, indent=2) + "\n")
+    if not path.exists():
+        with draft_of(path) as draft:
+            draft.write_text(json.dumps(plan, indent=2) + "\n")
+    try:
+        kept = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): choose another --out") from error
+    if others := changed(kept, plan):
+        raise ValueError(
+            f"{folder} holds {folder.name} made with different settings "
+            f"({', '.join(others)}); choose another --out"
+        )
 
 
 def read_shard(path: Path) -> Shard:

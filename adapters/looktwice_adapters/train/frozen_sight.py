@@ -50,6 +50,11 @@ class Sight:
         )
 
 
+def brings_expert(folder: Path) -> bool:
+    """Whether a checkpoint's folder has an expert of its own."""
+    return "anomaly_expert" in json.loads((folder / "config.json").read_text())
+
+
 def read_section(folder: Path, expert: Path | None) -> tuple[Path, ExpertConfig | None]:
     """The expert of a checkpoint's folder, or the given file, and its sizes where they are told.
 

@@ -94,7 +94,10 @@ def open_library(folder: Path) -> PictureLibrary:
     for name, shelf in _index(folder).items():
         shelves[shelf].append(folder / name)
     if not any(shelves.values()):
-        raise ValueError(f"{folder} holds no pictures of at least {SMALLEST} px")
+        raise ValueError(
+            f"{folder} holds no picture to train on: of at least {SMALLEST} px a side, and not of "
+            "one even colour"
+        )
     shelves["textures"] += _scikit_image()
     return PictureLibrary(**{name: tuple(paths) for name, paths in shelves.items()})
 
@@ -119,8 +122,8 @@ def _index(folder: Path) -> dict[str, str]:
         if name in known or name in unusable:
             shelves[name] = known.get(name)
         else:
-            path = Path(name)
-            shelves[name] = _shelf(folder / path, PACKAGES.get(path.parts[0], "textures"))
+            path = folder / name
+            shelves[name] = _shelf(path, PACKAGES.get(Path(name).parts[0]))
     usable = {name: shelf for name, shelf in shelves.items() if shelf is not None}
     _write_lines(folder / UNUSABLE, [name for name in names if name not in usable])
     if usable != known:
@@ -135,8 +138,13 @@ def _candidates(folder: Path) -> list[Path]:
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in ENDINGS
         and not path.is_symlink()
-        and not any(part in path.stem.lower() for part in LEFT_OUT)
+        and not (_packed(path, folder) and any(part in path.stem.lower() for part in LEFT_OUT))
     ]
+
+
+def _packed(path: Path, folder: Path) -> bool:
+    """Whether a picture comes from one of PACKAGES."""
+    return path.relative_to(folder).parts[0] in PACKAGES
 
 
 def _lines(path: Path) -> list[str]:
@@ -149,17 +157,20 @@ def _write_lines(path: Path, lines: list[str]) -> None:
         draft.write_text("".join(f"{line}\n" for line in lines))
 
 
-def _shelf(path: Path, default: str) -> str | None:
+def _shelf(path: Path, packed: str | None) -> str | None:
+    """Where a picture belongs, `packed` being what its package holds; None: nowhere."""
     picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if picture is None or picture.ndim != 3 or min(picture.shape[:2]) < SMALLEST:
+    if picture is None or min(picture.shape[:2]) < SMALLEST:
         return None
-    if picture.shape[2] == 4:
+    if picture.ndim == 2 and packed is not None:  # of games, grey ones are maps of relief or shine
+        return None
+    if picture.ndim == 3 and picture.shape[2] == 4:
         opaque = float((picture[..., 3] > 127).mean())
         if opaque < 0.97:
             return "cutouts" if opaque > 0.1 else None
-    if default == "cutouts" or picture.std() < 3:  # opaque beside cut-outs: texture atlases
+    if packed == "cutouts" or picture.std() < 3:  # opaque beside cut-outs: texture atlases
         return None
-    return default
+    return packed or "textures"
 
 
 def _scikit_image() -> list[Path]:

@@ -137,6 +137,7 @@ class Run:
         """
         path = self.folder / CHECKPOINT
         if not path.exists():
+            self._forget_later_steps()
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
         if others := self._changed(state):
@@ -175,7 +176,15 @@ class Run:
         path = self.folder / LOG
         if path.exists() and self.accelerator.is_main_process:
             lines = path.read_text().splitlines(keepends=True)
-            path.write_text("".join(x for x in lines if json.loads(x)["step"] <= self.step))
+            with draft_of(path) as draft:
+                draft.write_text("".join(filter(self._is_known, lines)))
+
+    def _is_known(self, line: str) -> bool:
+        """Whether a line of the log is whole and of a step up to now."""
+        try:
+            return bool(json.loads(line)["step"] <= self.step)
+        except ValueError:  # written in the moment of a power cut
+            return False
 
     def save(self) -> None:
         """Write the checkpoint beside its old one, then put it in its place."""

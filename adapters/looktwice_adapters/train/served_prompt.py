@@ -6,6 +6,7 @@ prompt) take that token's place when they are known.
 """
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -46,7 +47,7 @@ def served_prompt(
         facts: of each picture the facts sentence that stands behind it, "" for none.
 
     Raises:
-        ConversationError: the template does not write messages one behind the other.
+        ConversationError: the template does not write messages one behind the other, as they are.
     """
     image = int(tokenizer.convert_tokens_to_ids("<image>"))
     behind = [tokenizer.encode(text, add_special_tokens=False) for text in facts]
@@ -93,9 +94,12 @@ def _pieces(
         if message.role != "assistant":
             pieces.append((part, "", ""))
         else:
-            before, answer, after = part.rpartition(message.text)
-            if index == len(conversation.messages) - 1:
-                before = written(index, generation=True)[len(done) :]
-            pieces.append((before, answer, after))
+            asked = written(index, generation=True)[len(done) :]
+            # Behind what stands before every answer; its own text may be in the marks, too ("n").
+            start = part.find(message.text, len(commonprefix((part, asked))))  # noqa: RUF071  of characters
+            if start < 0:
+                raise ConversationError(f"the chat template rewrites {conversation.name}'s answers")
+            before = asked if index == len(conversation.messages) - 1 else part[:start]
+            pieces.append((before, message.text, part[start + len(message.text) :]))
         done = whole
     return pieces
