@@ -154,9 +154,7 @@ def test_an_answer_whose_letters_are_in_the_templates_marks_is_learnt_whole(
     ids, labels = served_prompt(tokenizer, chat, Conversation("", (*turns, *turns)), [])
     learnt = tokenizer.decode([label for label in labels if label != IGNORED])
     assert learnt == f"{said}<|im_end|>" * 2
-    whole = tokenizer.decode(ids).replace(
-        "assistant \n", "assistant\n"
-    )  # as the hub's history has it
+    whole = tokenizer.decode(ids).replace("assistant \n", "assistant\n")  # the hub's history
     assert whole.count(f"assistant\n{said}<|im_end|>") == 2
 
 
