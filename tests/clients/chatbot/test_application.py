@@ -325,9 +325,10 @@ def test_a_product_that_left_the_list_is_asked_for_all_the_same(client):
     assert "server cannot be reached" in answers  # not Gradio's own words about a list of choices
 
 
-def test_uploads_of_yesterday_are_removed_and_no_others(client, monkeypatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(Path(get_upload_folder()) / "of-this-test"))
-    old, new = (Path(get_upload_folder()) / name / "part.png" for name in ("old", "new"))
+def test_uploads_of_yesterday_are_removed_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    assert get_upload_folder() == str(tmp_path)
+    old, new = (tmp_path / name / "part.png" for name in ("old", "new"))
     for path in (old, new):
         path.parent.mkdir(parents=True)
         path.touch()
