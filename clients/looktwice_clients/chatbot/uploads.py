@@ -32,11 +32,9 @@ def remove_old() -> None:
     Gradio's own cleaner ends for good where a picture comes while it looks through its list.
     """
     for path in Path(get_upload_folder()).rglob("*"):
-        with suppress(OSError):  # another thread's, or a folder that is not empty
-            if path.is_dir():
-                path.rmdir()
-            elif path.stat().st_mtime < time.time() - KEPT_SECONDS:
-                path.unlink()
+        with suppress(OSError):  # gone, or a folder that is not empty
+            if path.stat().st_mtime < time.time() - KEPT_SECONDS:
+                path.rmdir() if path.is_dir() else path.unlink()
 
 
 class UploadsOnly:
