@@ -9,7 +9,6 @@ import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -294,8 +293,14 @@ def test_nothing_is_cleaned_away_while_the_names_are(store, monkeypatch, away):
     if away == "missing":  # a restored folder, whose versions came first
         store._names.rename(store._names.with_name("later"))
     else:
-        closed = PermissionError(errno.EACCES, "Permission denied")
-        monkeypatch.setattr(os, "scandir", Mock(side_effect=closed))
+        scan = os.scandir
+
+        def closed(folder):  # this one alone: the versions can be listed
+            if Path(folder) == store._names:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return scan(folder)
+
+        monkeypatch.setattr(os, "scandir", closed)
     store.clean()
     assert store.path(version).exists()
 
