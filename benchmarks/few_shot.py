@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
+from looktwice_adapters.checkpoint import file_hash
 from looktwice_adapters.datasets import Sample, products, read_image, read_mask, read_product
 from looktwice_adapters.detector import Detector
 from looktwice_adapters.few_shot import (
@@ -320,7 +321,16 @@ def main(datasets, model, shots, seeds, limit, cache, mixed, augment, promises):
     cache = cache if mixed is None else cache / f"mixed-{mixed}"
     cache.mkdir(parents=True, exist_ok=True)
     detector, file = Detector.from_folder(model), cache / "results.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
+    settings = {
+        "expert": file_hash(model / "expert.safetensors"),
+        "config": file_hash(model / "config.json"),
+        "limit": limit,
+        "seeds": seeds,
+    }
+    kept = json.loads(file.read_text()) if file.exists() else {"of": settings, "figures": {}}
+    if kept.get("of") != settings:
+        raise click.UsageError(f"{file} is of other settings; choose another --cache")
+    results = kept["figures"]
     asked = {}
     roots = [root.resolve() for root in datasets]
     above = Path(os.path.commonpath([root.parent for root in roots]))
@@ -340,7 +350,7 @@ def main(datasets, model, shots, seeds, limit, cache, mixed, augment, promises):
                 if key not in results:
                     count = int(key.rsplit(" ", 1)[1])
                     results[key] = [product.figures(count, seed, augment) for seed in range(seeds)]
-                    file.write_text(json.dumps(results))
+                    file.write_text(json.dumps(kept))
                 asked[key] = results[key]
     if asked:
         print(table(asked))

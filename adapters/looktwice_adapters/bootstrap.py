@@ -1,7 +1,8 @@
 """Bootstrap: a product's test pictures -> draws of its figures, from which come the intervals.
 
-Pictures are drawn with replacement, each class on its own, so that every draw has both. Pixel
-figures are drawn by picture too: pixels of one picture are not independent. Their curves are
+Pictures are drawn with replacement, each class on its own, so that every draw has both; tiles of
+one file together: they are no more independent than pixels of one picture, whose figures are drawn
+by picture too. Their curves are
 sampled at a few hundred thresholds, so that a thousand draws take a moment.
 """
 
@@ -28,6 +29,7 @@ def draw(
     figures: Callable[[NDArray[np.int64]], Mapping[str, float | None]],
     draws: int = DRAWS,
     seed: int | Sequence[int] = 0,
+    files: Sequence[object] | None = None,
 ) -> Draws:
     """Compute `figures` of pictures drawn with replacement, class by class.
 
@@ -36,15 +38,25 @@ def draw(
         figures: indices of pictures -> figures.
         draws: how many times.
         seed: of the drawing.
+        files: (pictures,) where each comes from, where several are tiles of one.
     """
     rng = np.random.default_rng(seed)
-    classes = [np.flatnonzero(labels == value) for value in (False, True)]
+    classes: list[dict[object, list[int]]] = [{}, {}]
+    for index, anomalous in enumerate(labels):
+        file = index if files is None else files[index]
+        classes[bool(anomalous)].setdefault(file, []).append(index)
+    groups = [list(members.values()) for members in classes]
     rows = [
-        figures(np.concatenate([rng.choice(members, len(members)) for members in classes]))
+        figures(np.array([index for members in groups for index in _drawn(members, rng)]))
         for _ in tqdm(range(draws), "bootstrap", unit="draw", leave=False, delay=2, disable=None)
     ]
     names = rows[0] if rows else ()
     return {name: np.array([row[name] for row in rows], np.float64) for name in names}
+
+
+def _drawn(members: Sequence[list[int]], rng: np.random.Generator) -> list[int]:
+    """The pictures of as many files as there are, with replacement."""
+    return [i for file in rng.integers(len(members), size=len(members)) for i in members[file]]
 
 
 def mean_draws(products: Sequence[Draws]) -> Draws:

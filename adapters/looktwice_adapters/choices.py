@@ -76,6 +76,10 @@ def choose(
         options = _places(facts, rng)
     else:
         options = rng.sample(KINDS, rng.choice((3, 4, 4)))
+        if facts.kind:  # a label tells it
+            if facts.kind not in options:
+                options[rng.randrange(len(options))] = facts.kind
+            right = options.index(facts.kind)
     if rng.random() < 0.9:
         options = [option.capitalize() for option in options]
     stop = "." if rng.random() < 0.7 else ""
@@ -106,5 +110,6 @@ def _reply(topic: str, facts: Facts, right: int | None) -> str:
     if topic == "describe":
         return "I cannot tell kinds of defects apart."
     if not facts.positions:
-        return "I do not know where. The anomaly map shows it."
+        known = "Nobody marked its place." if facts.kind else "The anomaly map shows it."
+        return f"I do not know where. {known}"
     return f"The strongest region is here: {CELLS.get(facts.here, facts.here)}."

@@ -158,12 +158,29 @@ def _turns_about(
     return turns
 
 
-def make_series(rng: random.Random, split: Split = "train") -> Dialogue:
-    """A conversation of one question about each of several pictures, sent one after another."""
+def make_series(rng: random.Random, split: Split = "train", *, choices: bool = False) -> Dialogue:
+    """A conversation of one question about each of several pictures, sent one after another.
+
+    Args:
+        rng: draws facts and wording.
+        split: of the wording.
+        choices: whether all of the questions are multiple choice.
+    """
     turns: list[Turn] = []
     for _ in range(rng.randint(3, 6)):
-        turns += _turns_about([draw_facts(rng, stated=rng.random() < 0.85)], 1, rng, split)
+        facts = draw_facts(rng, stated=rng.random() < 0.85)
+        if choices:
+            turns.append(choice_turn(facts, rng, split))
+        else:
+            turns += _turns_about([facts], 1, rng, split)
     return Dialogue(tuple(turns))
+
+
+def choice_turn(
+    facts: Facts, rng: random.Random, split: Split = "train", topic: str | None = None
+) -> Turn:
+    """A picture and a multiple-choice question about it."""
+    return Turn(*choose(facts, rng, split, topic), (facts,), "choice")
 
 
 def make_dialogue(

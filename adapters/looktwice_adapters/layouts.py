@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from looktwice_adapters.datasets import (
     NORMAL,
     Sample,
@@ -86,13 +88,18 @@ def _aitex(root: Path) -> Products | None:
         for path in pictures_in(root / "NODefect_images", "**/*")
         for box in _tiles(path)
     ]
-    return {root.name: normal + list(_aitex_defects(root))}
+    defective = list(_aitex_defects(root))
+    if not defective:
+        raise ValueError(f"{root}: no mask in Mask_images/ covers a strip of Defect_images/")
+    return {root.name: normal + defective}
 
 
 def _aitex_defects(root: Path) -> Iterator[Sample]:
     for path in pictures_in(root / "Defect_images"):
         masks = tuple(pictures_in(root / "Mask_images", f"{path.stem}_mask*"))
         covered = [read_painted(mask) for mask in masks]
+        if not covered:
+            click.echo(f"looktwice: {path} has no mask and is left out", err=True)
         code = path.stem.split("_")[1] if path.stem.count("_") == 2 else "defect"
         for left, top, right, bottom in _tiles(path):
             if any(mask[top:bottom, left:right].any() for mask in covered):

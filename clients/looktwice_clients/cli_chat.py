@@ -104,7 +104,8 @@ class Dialogue:
 
         pieces = None
         try:
-            pieces = self.conversation.stream(question)
+            # Bytes of a pipe that are no UTF-8 could not be sent.
+            pieces = self.conversation.stream(printable(question, keep="\t"))
             for piece in pieces:
                 click.echo(printable(piece, keep="\n\t"), nl=False)
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -138,6 +139,8 @@ def expand(names: tuple[str, ...], fetch: bool = False) -> list[Target]:
 def _expand_one(name: str, fetch: bool) -> list[Target]:
     from looktwice_clients.images import is_web_address, read
 
+    if not name:  # a script's empty variable, which as a path would be the folder that it runs in
+        return [Target(name, name, ImageError("the name of a picture or folder is empty"))]
     path = Path(name)
     if is_web_address(name):
         if not fetch:
@@ -160,20 +163,35 @@ def _expand_one(name: str, fetch: bool) -> list[Target]:
 
 
 def _pictures_in(folder: Path) -> list[Target]:
-    """The folder's pictures, by name; other files are named on stderr, so that none is missed."""
-    files = sorted(path for path in folder.rglob("*") if not _is_hidden(path, folder))
-    pictures, others = [], Counter[str]()
-    for path in filter(_is_file, files):
-        ending = path.suffix.lower()
-        if ending in PICTURE_SUFFIXES:
-            pictures.append(Target(str(path), path, folder=folder))
-        else:
-            others[ending or "no ending"] += 1
-    if others:
-        counts = printable(", ".join(f"{count} {ending}" for ending, count in others.items()))
-        where = printable(str(folder))
+    """The folder's pictures, by name, and the folders in it that cannot be read.
+
+    Other files and links to folders, which may lead round in a circle, are named on stderr, so that
+    none is missed.
+    """
+    found, others, links = [], Counter[str](), 0
+
+    def closed(error: OSError) -> None:
+        path = Path(error.filename)
+        if path == folder or not _is_hidden(path, folder):
+            problem = ImageError(error.strerror or str(error))
+            found.append(Target(str(path), path, problem, folder=folder))
+
+    for parent, folders, files in os.walk(folder, onerror=closed):
+        links += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
+        for path in (Path(parent, name) for name in files):
+            ending = path.suffix.lower()
+            if _is_hidden(path, folder) or not _is_file(path):
+                continue
+            if ending in PICTURE_SUFFIXES:
+                found.append(Target(str(path), path, folder=folder))
+            else:
+                others[ending or "no ending"] += 1
+    left = [f"{count} {ending}" for ending, count in sorted(others.items())]
+    left += [f"{links} links to folders"] if links else []
+    if left:
+        where, counts = printable(str(folder)), printable(", ".join(left))
         click.echo(f"looktwice: in {where} not taken for pictures: {counts}", err=True)
-    return pictures
+    return sorted(found, key=lambda target: Path(target.path))
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:

@@ -33,7 +33,8 @@ class Answer:
 
     text: str
     inspections: list[Inspection]
-    """One for each picture of the conversation so far, in order of appearance."""
+    """One for each picture of the conversation so far that is no reference, in order; `image`
+    counts them all."""
     finish_reason: str | None = None
     """Why the text ended: "stop", or "length" where it was cut."""
     model: str = ""

@@ -249,9 +249,12 @@ def _published_hashes(folder: Path) -> dict[str, str]:
 def _one_weight_file(subject: str, file: Path, published: dict[str, str], quiet: bool) -> Finding:
     if not file.exists():
         return Finding(subject, "problem", f"{file} is missing", "get the model again")
-    if defect := _defect(file):
-        return Finding(subject, "problem", f"{file} {defect}", "get the model again")
-    digest = sha256(file, quiet)
+    try:
+        if defect := _defect(file):
+            return Finding(subject, "problem", f"{file} {defect}", "get the model again")
+        digest = sha256(file, quiet)
+    except OSError as error:
+        return Finding(subject, "problem", f"{file}: {error.strerror}", "make it readable")
     if file.name in published and published[file.name] != digest:
         return Finding(
             subject, "problem", f"{file} is not as published: {digest}", "get the model again"
@@ -331,8 +334,12 @@ def _speaks_looktwice(url: str) -> Iterator[Finding]:
 
     from looktwice_clients.inspector import model_names
 
-    client = openai.OpenAI(base_url=url, api_key=server_key(), timeout=10, max_retries=0)
-    with client:
+    try:
+        key = server_key()
+    except LookTwiceError as error:
+        yield Finding("server", "problem", str(error), "set LOOKTWICE_API_KEY")
+        return
+    with openai.OpenAI(base_url=url, api_key=key, timeout=10, max_retries=0) as client:
         try:
             names = model_names(client.get("/models", cast_to=object))
         except openai.AuthenticationError as error:

@@ -29,7 +29,7 @@ class ImageError(LookTwiceError, ValueError):
 
         Args:
             text: one line that begins with the picture's name.
-            code: missing, empty, not_picture, svg, pdf, unreadable; else "".
+            code: missing, empty, not_picture, svg, pdf, heic, unreadable; else "".
         """
         super().__init__(text)
         self.code = code

@@ -148,7 +148,8 @@ def _decoded_data_uri(uri: str) -> bytes:
     if head is None:
         raise ImageError(f"{name_of(uri)}: a data URI must be data:image/...;base64,...")
     try:
-        return base64.b64decode(uri[head.end() :], validate=True)
+        # MIME encoders break it into lines; the server takes that, too.
+        return base64.b64decode("".join(uri[head.end() :].split()), validate=True)
     except binascii.Error as error:
         raise ImageError(f"{name_of(uri)}: not base64 ({error})") from None
 

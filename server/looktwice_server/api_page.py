@@ -26,8 +26,9 @@ CHAT = """All other keys are
 those of vLLM's chat completions, which are OpenAI's.
 
 The answer is OpenAI's chat completion with one key more: `inspections`, a list of
-[Inspection](#inspection), one for each picture of the conversation in order of appearance. In a
-stream it stands on the last chunk that has choices.
+[Inspection](#inspection), one for each picture of the conversation but those of
+`reference_images`, in order of appearance; `image` says which. In a stream it stands on the last
+chunk that has choices.
 """
 
 

@@ -226,9 +226,10 @@ class InspectingChat(OpenAIServingChat):
         chosen = [index for index in images if index not in options.reference_images]
         try:
             findings = await together(self.inspections.inspect(images[index]) for index in chosen)
-        except ReferenceOutdated:
-            if reference is not None:
+        except ReferenceOutdated as error:
+            if reference is not None and reference.name is None:
                 self.references.forget(reference)
+                error.headers = {}  # asked again, it is made anew
             raise
         return Inspected(dict(zip(chosen, findings, strict=True)), reference)
 

@@ -16,19 +16,22 @@ SettingsError                 the server cannot start like this
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import ClassVar
+from types import MappingProxyType
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+# OpenAI's clients would send all pictures again, to no end.
+NO_RETRY: Mapping[str, str] = MappingProxyType({"x-should-retry": "false"})
+
 
 class RequestError(Exception):
     """The request cannot be served; the message says what to do."""
 
     status = HTTPStatus.BAD_REQUEST
-    headers: ClassVar[Mapping[str, str]] = {}
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         """Take the sentence for the caller and the request's key that it is about."""
@@ -68,14 +71,14 @@ class ReferenceOutdated(RequestError):  # noqa: N818
     """The reference cannot be used as it is on disk; adding it again helps."""
 
     status = HTTPStatus.CONFLICT
+    headers: Mapping[str, str] = NO_RETRY
 
 
 class StoreFull(RequestError):  # noqa: N818
     """There is no room for another reference."""
 
     status = HTTPStatus.INSUFFICIENT_STORAGE
-    # OpenAI's clients would send all pictures again.
-    headers: ClassVar = {"x-should-retry": "false"}
+    headers = NO_RETRY
 
 
 class BodyTooLarge(RequestError):  # noqa: N818

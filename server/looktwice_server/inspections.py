@@ -63,7 +63,7 @@ class Crops:
         return replace(self, mm_hash=against(self.mm_hash, version), version=version)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two pictures that look alike are two
 class Finding:
     """What was found on a picture."""
 
@@ -203,7 +203,8 @@ class Inspections:
 
     def _fail(self, waiting: Waiting, error: Exception) -> None:
         """Tell who waits for a picture why it could not be inspected."""
-        self._waiting.pop(waiting.crops.mm_hash, None)
+        if self._waiting.get(waiting.crops.mm_hash) is waiting:  # not one that asked again since
+            del self._waiting[waiting.crops.mm_hash]
         if not waiting.future.done():
             waiting.future.set_exception(error)
             waiting.future.exception()  # seen: the client may have gone away
@@ -236,7 +237,11 @@ class Inspections:
                 self._fail(one, ExpertUnavailable(record["failed"]))
                 continue
             loop = asyncio.get_running_loop()
-            finding = await loop.run_in_executor(FINDERS, self._find, one.crops, record)
+            try:
+                finding = await loop.run_in_executor(FINDERS, self._find, one.crops, record)
+            except Exception as error:  # of this picture alone
+                self._fail(one, error)
+                continue
             self._known[one.crops.mm_hash] = finding
             self._waiting.pop(one.crops.mm_hash)
             if not one.future.done():

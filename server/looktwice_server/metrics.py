@@ -7,7 +7,7 @@ INSPECTIONS = Counter(
 )
 SCORES = Histogram(
     "looktwice_score",
-    "Calibrated anomaly score of the inspections answered, by the product compared with.",
+    "Calibrated anomaly score of the pictures inspected, each once, by the product compared with.",
     ["product"],
     buckets=[tenth / 10 for tenth in range(1, 11)],
 )

@@ -198,11 +198,11 @@ class ReferenceStore:
         within two minutes, so that a request that was just given one ends with it. Other files in
         the folder stay, and what cannot be deleted now waits for the next time.
         """
-        named, grace = set(), float(GRACE_SECONDS)
+        named, grace, young = set(), float(GRACE_SECONDS), float(YOUNG_SECONDS)
         try:
             cards = [Path(entry) for entry in os.scandir(self._names)]
         except FileNotFoundError:  # a store that is being restored: its versions came first
-            cards, grace = [], math.inf
+            cards, grace, young = [], math.inf, math.inf
         except OSError:
             return
         for path in cards:
@@ -221,7 +221,7 @@ class ReferenceStore:
                 room -= size
                 keep = GRACE_SECONDS if unfinished else grace
                 if room < 0:
-                    keep = YOUNG_SECONDS
+                    keep = min(keep, young)
                 if written < now - keep:
                     with contextlib.suppress(OSError):
                         path.unlink()

@@ -144,7 +144,7 @@ class References:
                 )
         async with self._one_at_a_time:
             grid, seen = await self._see(groups, fetch, turned=request.augment)
-            built, data = await asyncio.to_thread(self._build, grid, seen, request.false_alarm_rate)
+            built, data = await self._built(grid, seen, request.false_alarm_rate)
             version = await asyncio.to_thread(self.store.keep, data)
             threshold = built.reference.threshold
             card = Reference(
@@ -176,9 +176,7 @@ class References:
                 for index, crops in enumerate(pictures):
                     looked.append(await self._look(crops, grid, turned=False))
                     self._check_memory(looked, "reference_images", index)
-                built, data = await asyncio.to_thread(
-                    self._build, grid, {"images": looked}, INLINE_RATE
-                )
+                built, data = await self._built(grid, {"images": looked}, INLINE_RATE)
                 made = ReferenceVersion(
                     name=None,
                     version=await asyncio.to_thread(self.store.keep, data),
@@ -256,6 +254,17 @@ class References:
             for key in ("tokens", "copies")
         )
         return Seen(Looked(tokens, suspicion), copies, thumbnail(crops))
+
+    async def _built(
+        self, grid: Grid, seen: dict[str, list[Seen]], rate: float
+    ) -> tuple[Built, bytes]:
+        """`_build` beside the event loop; one that is cancelled lets it end, for its memory."""
+        building = asyncio.create_task(asyncio.to_thread(self._build, grid, seen, rate))
+        try:
+            return await asyncio.shield(building)
+        except asyncio.CancelledError:
+            await asyncio.wait([building])
+            raise
 
     def _build(self, grid: Grid, seen: dict[str, list[Seen]], rate: float) -> tuple[Built, bytes]:
         """The reference and the file that it is kept in."""

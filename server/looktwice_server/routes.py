@@ -6,10 +6,11 @@ pass the checks by; it answers 404.
 
 import asyncio
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import wraps
 from itertools import starmap
 from typing import Any
+from weakref import WeakSet
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -99,12 +100,13 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
         ) from error
     if isinstance(answer, ErrorResponse):
         return JSONResponse(answer.model_dump(), status_code=answer.error.code)
-    inspections = [
-        state.looktwice.answer(
-            "chat", finding, image, request._inspected.reference, with_map=request.inspection.map
-        ).model_dump()
-        for image, finding in request._inspected.findings.items()
-    ]
+    answered = await state.looktwice.answers(
+        "chat",
+        request._inspected.findings,
+        request._inspected.reference,
+        with_map=request.inspection.map,
+    )
+    inspections = [inspection.model_dump() for inspection in answered]
     if isinstance(answer, ChatCompletionResponse):
         return JSONResponse(answer.model_dump() | {"inspections": inspections})
     keep_alive = float(getattr(state.args, "sse_keep_alive_interval", 0))
@@ -130,18 +132,14 @@ async def create_inspections(request: InspectionsRequest, raw_request: Request) 
             param="images",
         )
     reference = await looktwice.references.resolve(request.reference)
-    findings = await looktwice.find(request.images, reference)
-    return InspectionList(
-        model=looktwice.model_name,
-        data=[
-            looktwice.answer("inspections", finding, image, reference, with_map=request.map)
-            for image, finding in enumerate(findings)
-        ],
-    )
+    findings = dict(enumerate(await looktwice.find(request.images, reference)))
+    data = await looktwice.answers("inspections", findings, reference, with_map=request.map)
+    return InspectionList(model=looktwice.model_name, data=data)
 
 
 @router.put("/v1/references/{name}")
 @until_gone
+@load_aware_call
 async def put_reference(name: str, request: ReferenceRequest, raw_request: Request) -> Reference:
     """Make a reference of good pictures, or replace the one of that name."""
     looktwice: LookTwice = raw_request.app.state.looktwice
@@ -187,6 +185,7 @@ class LookTwice:
 
         inspections = Inspections(rpc, hf_config, calibration, settings)
         self.settings = settings
+        self._scored: WeakSet[Finding] = WeakSet()  # those whose score is in the metrics
         self.expert = file_hash(weights)
         self.references = References(
             ReferenceStore(
@@ -251,26 +250,35 @@ class LookTwice:
             pictures = await together(starmap(read, enumerate(urls)))
         return await together(starmap(inspect, enumerate(pictures)))
 
-    def answer(
+    async def answers(
         self,
         route: str,
-        finding: Finding,
-        image: int,
+        findings: Mapping[int, Finding],
         reference: ReferenceVersion | None,
         *,
         with_map: bool,
-    ) -> Inspection:
-        """The inspection that a request gets, counted."""
-        metrics.INSPECTIONS.labels(route, finding.verdict).inc()
+    ) -> list[Inspection]:
+        """The inspections that a request gets, counted; maps are packed beside the event loop."""
         product = "" if reference is None else reference.name or metrics.CONVERSATION
-        metrics.SCORES.labels(product).observe(finding.score)
-        return finding.inspection(
-            image=image,
-            model=self.model_name,
-            expert=self.expert,
-            reference=reference,
-            with_map=with_map,
-        )
+        for finding in findings.values():
+            metrics.INSPECTIONS.labels(route, finding.verdict).inc()
+            if finding not in self._scored:  # a part's score, however often it is asked about
+                self._scored.add(finding)
+                metrics.SCORES.labels(product).observe(finding.score)
+
+        def packed() -> list[Inspection]:
+            return [
+                finding.inspection(
+                    image=image,
+                    model=self.model_name,
+                    expert=self.expert,
+                    reference=reference,
+                    with_map=with_map,
+                )
+                for image, finding in findings.items()
+            ]
+
+        return await asyncio.to_thread(packed) if with_map else packed()
 
 
 class InspectionRoutes:

@@ -49,8 +49,8 @@ class Settings:
         """Read the settings.
 
         Raises:
-            SettingsError: a value is not a positive whole number, or pictures may be larger than
-                what can be opened.
+            SettingsError: a value is not a positive whole number, or pictures may be larger or
+                deeper than what can be opened.
         """
         values: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
@@ -66,6 +66,8 @@ class Settings:
             values[name] = int(text)
         if values.get("max_pixels", 0) > MOST_PIXELS:
             raise SettingsError(f"{_PREFIX}MAX_PIXELS must be at most {MOST_PIXELS}")
+        if not 8 <= values.get("grey_bits", 8) <= 16:  # else every picture would be black
+            raise SettingsError(f"{_PREFIX}GREY_BITS must be the sensor's 8 to 16 bits")
         return cls(**values)
 
 

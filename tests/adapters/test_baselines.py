@@ -1,6 +1,7 @@
 """Baselines on weights that are at hand: random ones, and EfficientNet-lite0's."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from looktwice_adapters.evaluate.baselines import BaselineError, baseline
 from looktwice_adapters.evaluate.judge import ReferencesError
 from looktwice_adapters.evaluate.run import read_products
 
-pytest.importorskip("anomalib")
+winclip = pytest.importorskip("anomalib.models.image.winclip.torch_model")
 open_clip = pytest.importorskip("open_clip")
 
 TINY = {
@@ -91,6 +92,29 @@ def test_windows_find_where_the_picture_looks_damaged(tiny_clip, samples):
     assert 2 <= column <= 3
 
 
+def test_scales_are_brought_together_as_anomalib_does(tiny_clip, samples, monkeypatch):
+    judge = baseline(f"winclip:{tiny_clip}", 0)
+    asked = []
+
+    def scores(pictures):
+        asked.append(torch.rand(len(pictures), generator=torch.Generator().manual_seed(len(asked))))
+        return asked[-1]
+
+    judge._scores = scores
+    judgement = judge.judge(samples[1][0])
+    whole, *windows = asked
+    monkeypatch.setattr(winclip, "class_scores", lambda scores, *_, **__: scores)
+    masks = [winclip.make_masks((6, 6), cells) for cells in (2, 3)]
+    model = SimpleNamespace(
+        scales=(2, 3), grid_size=(6, 6), masks=masks, text_embeddings=None, temperature=None
+    )
+    theirs = winclip.WinClipModel._compute_zero_shot_scores(
+        model, whole, [one[None] for one in windows]
+    )
+    np.testing.assert_allclose(judgement.anomaly_map, theirs[0].numpy(), rtol=1e-6)
+    assert judgement.score == float(whole[0])  # zero-shot, the picture's alone
+
+
 @pytest.mark.parametrize("kind", ["patchcore", "padim"])
 def test_patch_memories_find_what_the_references_do_not_have(samples, kind):
     references, test = samples
@@ -109,13 +133,14 @@ def test_patch_memories_find_what_the_references_do_not_have(samples, kind):
 
 def test_a_coreset_is_the_seeds(samples):
     def kept(seed):
-        judge = baseline("patchcore:tf_efficientnet_lite0@random", seed)
+        judge = baseline("patchcore", seed)
         judge.prepare("cup", samples[0] * 6)  # more than keep every patch
         return judge.model.memory_bank
 
     first = kept(0)
     assert len(first) == 18 * 32 * 32 // 10
     assert torch.equal(first, kept(0))
+    assert not torch.equal(first, kept(1))
 
 
 @pytest.mark.parametrize(("kind", "given", "least"), [("patchcore", 0, 1), ("padim", 1, 2)])

@@ -69,3 +69,16 @@ def test_a_picture_drawn_twice_counts_twice():
     twice = curves.figures(np.array([0, 0, 2]))
     exact = pixel_metrics([masks[0], masks[0], masks[2]], [maps[0], maps[0], maps[2]])
     assert twice == pytest.approx(exact, abs=0.02)
+
+
+def test_tiles_of_one_file_are_drawn_together():
+    files = ["a", "b", "c", "c", "d"]
+    seen = []
+    draw(LABELS, lambda chosen: seen.append(chosen.tolist()) or {}, 50, files=files)
+    assert all(drawn.count(2) == drawn.count(3) for drawn in seen)
+    assert {drawn.count(2) + drawn.count(4) for drawn in seen} == {2}
+    alone, named = (
+        draw(LABELS, lambda chosen: {"x": float(chosen.sum())}, 20, files=names)["x"].tolist()
+        for names in (None, list("abcde"))
+    )
+    assert alone == named

@@ -93,7 +93,7 @@ def test_a_constant_detector_gets_50(cups):
 def test_products_are_drawn_independently_and_judges_alike():
     def cases(product):
         return [
-            Case(Sample(Path("x.png"), product, "test", kind), score, None, None, None)
+            Case(Sample(Path(f"{kind}{score}.png"), product, "test", kind), score, None, None, None)
             for kind, scores in (
                 ("good", np.linspace(0, 0.7, 20)),
                 ("dent", np.linspace(0.3, 1, 20)),
@@ -182,8 +182,8 @@ def test_more_shots_than_normal_pictures_are_refused(cups):
         read_products([cups], shots=7)
 
 
-def test_a_product_without_test_pictures_and_two_of_one_name_are_refused(cups, tmp_path):
-    with pytest.raises(ValueError, match="there are two products called cup"):
+def test_a_product_without_test_pictures_and_two_sets_of_one_name_are_refused(cups, tmp_path):
+    with pytest.raises(ValueError, match="there are two data sets called cup"):
         read_products([cups, cups])
     (tmp_path / "empty" / "test" / "good").mkdir(parents=True)
     with pytest.raises(ValueError, match="empty has no test pictures"):

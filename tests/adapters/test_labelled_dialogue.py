@@ -2,12 +2,14 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from looktwice_adapters.answers import ONE_PICTURE_TOPICS, Facts, answer
+from looktwice_adapters.choices import choose
 from looktwice_adapters.dialogue import described, make_dialogue
 from looktwice_adapters.train.conversations import read_conversations
 from looktwice_adapters.train.labelled_dialogue import facts_of_label
@@ -99,3 +101,16 @@ def test_a_defect_that_nobody_marked_has_no_facts_to_tell(tmp_path):
 def test_nothing_to_talk_about_is_refused(tmp_path, capsys):
     assert looktwice(["train", "dialogue", "--count", "0", "--out", str(tmp_path)]) == 2
     assert "give --count or --data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["scratch", "long_scratch"])
+def test_a_choice_about_a_labelled_defect_says_what_the_label_knows(kind):
+    scratched = facts_of_label("plate", kind, None)
+    for seed in range(40):
+        question, reply = choose(scratched, random.Random(seed), topic="describe")
+        chosen = re.search(rf"(?<![A-Za-z]){reply[0]}[).:]+ ?(\w+ ?\w*)", question)
+        assert chosen is not None, question
+        assert chosen[1].lower().startswith(scratched.kind)
+        assert choose(scratched, random.Random(seed), topic="where")[1] == (
+            "I do not know where. Nobody marked its place."
+        )

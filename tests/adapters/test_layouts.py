@@ -76,7 +76,7 @@ def test_visa_follows_its_split_file_and_any_mask_value_counts(tmp_path):
         read_dataset(table.parent)
 
 
-def test_aitex_strips_become_tiles_labelled_by_their_masks(tmp_path):
+def test_aitex_strips_become_tiles_labelled_by_their_masks(tmp_path, capsys):
     draw(tmp_path / "NODefect_images" / "2306881-210020u" / "0001_000_05.png", (64, 16))
     draw(tmp_path / "Defect_images" / "0044_019_04.png", (64, 16), 90)
     draw(tmp_path / "Defect_images" / "0100_025_08.png", (64, 16))  # comes without a mask
@@ -95,8 +95,14 @@ def test_aitex_strips_become_tiles_labelled_by_their_masks(tmp_path):
     mask = read_mask(anomalous[0], (16, 16))
     assert mask[4:8, 4:10].all()
     assert mask.sum() == 24
+    assert capsys.readouterr().err == (
+        f"looktwice: {tmp_path}/Defect_images/0100_025_08.png has no mask and is left out\n"
+    )
     with pytest.raises(ValueError, match="no test pictures left"):  # tiles of one strip are alike
         split(normal, 1, 0)
+    (tmp_path / "Mask_images").rename(tmp_path / "masks")  # all would be gone without a word
+    with pytest.raises(ValueError, match="no mask in Mask_images/ covers a strip"):
+        read_dataset(tmp_path)
 
 
 def test_elpv_leaves_out_the_cells_that_the_experts_doubted(tmp_path):

@@ -1,5 +1,7 @@
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -323,6 +325,37 @@ def test_what_a_folder_holds_beside_pictures_is_named(
     assert err.startswith(f"looktwice: in {parts} not taken for pictures: 1 .heic, 1 .txt\n")
 
 
+def test_a_folder_that_is_closed_or_a_link_is_not_passed_over(
+    wire: Any, parts: Path, looktwice: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (parts / "today").symlink_to(parts / "deep")
+    listed = os.scandir
+
+    def closed(folder: str) -> Any:
+        if Path(folder) == parts / "deep":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    code, out, err = looktwice("inspect", "--json", str(parts))
+    results = [json.loads(line) for line in out.splitlines()]
+    names = [Path(result["path"]).name for result in results]
+    assert names == ["a.png", "b.jpg", "broken.png", "deep"]
+    assert (code, results[-1]["error"]) == (1, "Permission denied")
+    assert err.startswith(
+        f"looktwice: in {parts} not taken for pictures: 1 .txt, 1 links to folders\n"
+    )
+
+
+def test_an_empty_name_is_not_the_folder_that_the_command_runs_in(
+    wire: Any, parts: Path, looktwice: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(parts)
+    code, out, _ = looktwice("inspect", "")
+    assert code == 1
+    assert "the name of a picture or folder is empty" in out
+
+
 def test_hidden_folders_and_thumbnails_are_left_out_unless_they_are_named(
     wire: Any, parts: Path, looktwice: Command
 ) -> None:
@@ -418,6 +451,14 @@ def test_chat_goes_on_after_a_failed_turn_and_says_so_at_the_end(
         "looktwice: the prompt is longer than the context (HTTP 400)",
         "looktwice: /drop takes the question's pictures out",
     ]
+
+
+def test_chat_goes_on_after_bytes_that_are_no_utf_8(
+    wire: Any, parts: Path, looktwice: Command
+) -> None:
+    code, out, err = looktwice("chat", str(parts / "a.png"), stdin="Kratzer f\udcfcr?\nSure?\n")
+    assert (code, err) == (0, "")
+    assert [line.split("?")[0] for line in out.splitlines()[::2]] == ["Kratzer f\ufffdr", "Sure"]
 
 
 def test_chat_takes_the_pictures_of_a_question_out_again(

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import socket
@@ -179,3 +180,20 @@ def test_the_command_prints_one_json_object_and_the_exit_code_of_its_problems(
     assert report["problems"] == sum(f["state"] == "problem" for f in report["findings"]) >= 1
     assert run(["doctor", "--url", wire.url]) == 1
     assert "PROBLEM  server" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_or_sent_is_one_problem_among_the_findings(
+    wire: Any, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def closed(path: Path, *how: Any, **more: Any) -> Any:
+        if path.name == "model.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", closed)
+    assert [state for _, state in states(list(models([model])))] == ["ok", "problem"]
+    monkeypatch.setenv("LOOKTWICE_API_KEY", "schl\u00fcssel")
+    [found] = server(wire.url)
+    assert (found.state, found.remedy) == ("problem", "set LOOKTWICE_API_KEY")

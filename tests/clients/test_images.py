@@ -105,6 +105,10 @@ def test_a_picture_of_numbers_without_a_scale_is_refused(picture: Image.Image) -
 def test_addresses_and_good_data_uris_travel_as_they_are() -> None:
     uri = to_wire(encoded(PICTURE, "PNG"))
     assert to_wire(uri) == uri
+    head, body = uri.split(",")
+    broken = f"{head},{base64.encodebytes(base64.b64decode(body)).decode()}"  # as e-mail does
+    assert "\n" in broken
+    assert to_wire(broken) in (broken, uri)
     for address in ("http://camera/part.png", "HTTPS://camera/part.png"):
         assert to_wire(address) == address
 

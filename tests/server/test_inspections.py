@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import time
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -340,3 +341,37 @@ def test_a_reference_that_cannot_be_read_now_fails_its_own_picture_alone(worker)
     assert isinstance(failed, ExpertUnavailable)
     assert str(failed) == "try again later"
     assert found.score == 0.02
+
+
+def test_a_picture_whose_finding_fails_takes_no_other_with_it(worker, monkeypatch):
+    """Nor one that was asked for again while the others of its batch were still being found."""
+    record, find, again = worker.record, Inspections._find, []
+
+    def unread(image):
+        return {"failed": "try again later"} if number_in(image) == 1 else record(image)
+
+    def broken(self, crops, record):
+        if record["score"] == 0.02:
+            worker.record = ScriptedWorker().record
+            asking = asker.inspect(numbered(1))
+            again.append(asyncio.run_coroutine_threadsafe(asking, loop))
+            time.sleep(0.1)  # while the first picture waits for the next call
+            raise RuntimeError("broken")
+        return find(self, crops, record)
+
+    worker.record = unread
+    monkeypatch.setattr(Inspections, "_find", broken)
+
+    async def run():
+        nonlocal asker, loop
+        asker, loop = inspections(worker), asyncio.get_running_loop()
+        results = await asyncio.gather(
+            *(asker.inspect(numbered(i)) for i in (1, 2, 3)), return_exceptions=True
+        )
+        return results, await asyncio.wait_for(asyncio.wrap_future(again[0]), 10)
+
+    asker = loop = None
+    (first, second, third), found = asyncio.run(run())
+    assert isinstance(first, ExpertUnavailable)
+    assert str(second) == "broken"
+    assert (third.score, found.score) == (0.03, 0.01)

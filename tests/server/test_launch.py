@@ -171,3 +171,12 @@ def test_pictures_that_cannot_be_opened_are_not_promised(monkeypatch):
     monkeypatch.setenv("LOOKTWICE_MAX_PIXELS", "178956971")
     with pytest.raises(SettingsError, match="MAX_PIXELS must be at most 178956970"):
         Settings.from_environment()
+
+
+@pytest.mark.parametrize("bits", ["1", "120", "4095"])
+def test_a_depth_that_no_sensor_has_is_refused(monkeypatch, bits):
+    monkeypatch.setenv("LOOKTWICE_GREY_BITS", "16")
+    assert Settings.from_environment().grey_bits == 16
+    monkeypatch.setenv("LOOKTWICE_GREY_BITS", bits)
+    with pytest.raises(SettingsError, match="GREY_BITS must be the sensor's 8 to 16 bits"):
+        Settings.from_environment()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from looktwice_adapters.expert import Calibration
-from looktwice_server.errors import StoreFull, request_error_response
+from looktwice_server.errors import ReferenceOutdated, StoreFull, request_error_response
 from looktwice_server.inspections import Crops, Inspections
 from looktwice_server.processor import crop_grid
 from looktwice_server.reference_store import ReferenceStore
@@ -104,9 +104,37 @@ def test_the_default_memory_holds_what_five_percent_needs_of_large_pictures():
     assert 19 * tokens <= Settings().reference_tokens_mb * 2**20
 
 
-def test_openais_clients_do_not_repeat_what_has_no_room():
-    answer = asyncio.run(request_error_response(None, StoreFull("no room")))
-    assert (answer.status_code, answer.headers["x-should-retry"]) == (507, "false")
+@pytest.mark.parametrize(
+    ("error", "status"), [(StoreFull("no room"), 507), (ReferenceOutdated("add it again"), 409)]
+)
+def test_openais_clients_do_not_repeat_what_cannot_help(error, status):
+    answer = asyncio.run(request_error_response(None, error))
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (status, "false")
+
+
+def test_a_reference_whose_client_went_away_is_ended_before_the_next_is_built(tmp_path):
+    made_by, building, most = references(tmp_path), [], []
+    build = made_by._build
+
+    def slow(*arguments):
+        building.append(True)
+        most.append(len(building))
+        time.sleep(0.2)
+        building.pop()
+        return build(*arguments)
+
+    made_by._build = slow
+
+    async def run():
+        for number in range(3):
+            making = asyncio.create_task(made_by.of_conversation([picture(number)]))
+            await asyncio.sleep(0.1)
+            making.cancel()
+        await asyncio.wait([making])
+        assert (await made_by.of_conversation([picture(3)])).warnings
+
+    asyncio.run(run())
+    assert set(most) == {1}
 
 
 def test_the_store_is_cleaned_every_hour_whatever_befalls_it(

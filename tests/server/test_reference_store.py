@@ -287,7 +287,8 @@ def test_nothing_is_cleaned_away_while_a_card_cannot_be_read(store, monkeypatch)
 
 
 @pytest.mark.parametrize("away", ["missing", "closed"])
-def test_nothing_is_cleaned_away_while_the_names_are(store, monkeypatch, away):
+def test_nothing_is_cleaned_away_while_the_names_are(tmp_path, monkeypatch, away):
+    store = ReferenceStore(tmp_path, max_names=3, nameless_bytes=1)  # nor where room is short
     version = add(store, "one", made(1))
     os.utime(store.path(version), (0, 0))
     if away == "missing":  # a restored folder, whose versions came first

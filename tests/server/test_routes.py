@@ -2,14 +2,19 @@
 
 import asyncio
 import re
+from types import SimpleNamespace
+from weakref import WeakSet
 
+import numpy as np
 import pytest
 from fastapi import FastAPI, Request
 from starlette.routing import BaseRoute
 from starlette.types import Message
 
-from looktwice_server.routes import SERVED, until_gone
-from looktwice_server.schemas import ReferenceDeleted
+from looktwice_server import metrics
+from looktwice_server.inspections import Finding
+from looktwice_server.routes import SERVED, LookTwice, until_gone
+from looktwice_server.schemas import ReferenceDeleted, ReferenceVersion
 from tests.server.bad_input_table import QUESTION
 from tests.server.wire import CHAT, INSPECTIONS, Sent, ask, good_uri, image, user
 from tests.serving import Server
@@ -110,3 +115,30 @@ def test_a_client_that_hangs_up_is_no_failure_of_the_server() -> None:
     asyncio.run(asyncio.wait_for(app(scope, receive, send), 30))
     assert stopped == [True]
     assert sent[0]["status"] == 499
+
+
+def test_a_parts_score_is_counted_once_however_often_it_is_asked_about() -> None:
+    """Else questions about a bad part would move the mean that tells a camera's drift."""
+    looktwice = object.__new__(LookTwice)
+    looktwice._scored, looktwice.expert = WeakSet(), "e"
+    looktwice.chat = SimpleNamespace(models=SimpleNamespace(model_name=lambda: "nano"))
+    part = ReferenceVersion(
+        name="counted", version="v", false_alarm_rate=0.05, promised_rate=0.05, warnings=[]
+    )
+    grey = np.zeros((2, 2), np.uint8)
+
+    def finding(score: float) -> Finding:
+        return Finding(score, "normal", "slightly", grey, (), (2, 2))
+
+    async def run() -> None:
+        bad = finding(0.75)
+        for with_map in (False, True):
+            [answer] = await looktwice.answers("chat", {1: bad}, part, with_map=with_map)
+            assert (answer.image, answer.score) == (1, 0.75)
+            assert (answer.map is not None) == with_map
+        await looktwice.answers("chat", {0: finding(0.25)}, part, with_map=False)
+
+    asyncio.run(run())
+    [family] = metrics.SCORES.collect()
+    values = {s.name: s.value for s in family.samples if s.labels.get("product") == "counted"}
+    assert (values["looktwice_score_count"], values["looktwice_score_sum"]) == (2, 1)

@@ -80,9 +80,7 @@ class ClipJudge:
         score = float(self._scores([picture])[0])
         if not self.windows:
             return Judgement(score, verdict_of(score))
-        anomaly_map = self._window_map(picture, score)
-        score = (score + float(anomaly_map.max())) / 2
-        return Judgement(score, verdict_of(score), anomaly_map)
+        return Judgement(score, verdict_of(score), self._window_map(picture, score))
 
     def _scores(self, pictures: list[NDArray[np.uint8]]) -> Tensor:
         """Probability (B,) of damaged."""
@@ -97,7 +95,7 @@ class ClipJudge:
         return torch.cat(found)
 
     def _window_map(self, picture: NDArray[np.uint8], whole: float) -> NDArray[np.float32]:
-        """Mean over the window sizes and the whole picture: (GRID, GRID)."""
+        """Harmonic mean over the window sizes and the whole picture: (GRID, GRID)."""
         rows = np.linspace(0, picture.shape[0], GRID + 1).round().astype(int)
         columns = np.linspace(0, picture.shape[1], GRID + 1).round().astype(int)
         maps = [torch.full((1, GRID, GRID), whole)]
@@ -111,7 +109,8 @@ class ClipJudge:
                 parts.append(picture[top:bottom, left:right])
             scores = self._scores(parts)[None]
             maps.append(harmonic_aggregation(scores, (GRID, GRID), masks))
-        return np.asarray(torch.cat(maps).mean(0).numpy(), np.float32)
+        mean = len(maps) / (1 / torch.cat(maps)).sum(0)
+        return np.asarray(mean.numpy(), np.float32)
 
     def close(self) -> None:
         """Nothing is held open."""

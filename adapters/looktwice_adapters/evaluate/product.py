@@ -126,12 +126,14 @@ def measure(cases: Sequence[Case], draws: int = 1000, seed: int = 0) -> ProductR
     labels = np.array([case.sample.anomalous for case in cases])
     figures = _image_figures(cases)
     everybody = np.arange(len(cases))
-    drawn = draw(labels, figures, draws, seeds)
+    files = [case.sample.path for case in cases]
+    drawn = draw(labels, figures, draws, seeds, files)
     masks, maps, has_map = _pixels(cases)
     pixels = pixel_metrics(masks, maps)
     if pixels["pixel_auroc"] is not None:
         curves = PixelCurves.of(masks, maps)
-        drawn |= draw(labels[has_map], curves.figures, draws, seeds)
+        mapped = [file for file, has in zip(files, has_map, strict=True) if has]
+        drawn |= draw(labels[has_map], curves.figures, draws, seeds, mapped)
     statistics = [trivial_statistics(case.sample) for case in cases]
     metrics = Metrics(
         **figures(everybody),  # type: ignore[arg-type]

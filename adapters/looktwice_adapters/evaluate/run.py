@@ -54,11 +54,11 @@ def read_products(
     """
     found: Products = {}
     for root in (path.resolve() for path in folders):
-        products = found.setdefault(root.name, {})
+        if root.name in found:
+            raise ValueError(f"{root}: there are two data sets called {root.name}")
+        products = found[root.name] = {}
         for name, samples in read_dataset(root).items():
             label = name if name == root.name else f"{root.name}/{name}"
-            if label in products:
-                raise ValueError(f"{root}: there are two products called {label}")
             if not any(sample.split == "test" for sample in samples):
                 raise ValueError(f"{root}: {name} has no test pictures")
             named = [replace(sample, product=label) for sample in samples]

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from looktwice_adapters.answers import Facts, answer, place_named, said_yes
-from looktwice_adapters.dialogue import Dialogue, Turn, draw_facts
+from looktwice_adapters.dialogue import Dialogue, Turn, choice_turn, draw_facts
 from looktwice_adapters.questions import ask
 
 YES_NO_TOPICS = ("defect", "fine", "yes_no", "no_yes")
 PLACE_TOPICS = ("defect", "fine", "where", "summary", "describe", "advice", "count", "either")
+
+
+CHOICES = ("defect", "fine")  # answered by a letter
 
 
 @dataclass
@@ -81,4 +84,9 @@ def measure(
         said, ended = reply(turn)
         agreement.note("ended", ended, turn.question, said)
         check(agreement, turn.topic, turn.pictures[0], turn.question, said)
+    rng = random.Random(f"agreement, choices {seed}")
+    for _ in tqdm(range(count), desc="multiple choice", unit="question"):
+        turn = choice_turn(draw_facts(rng, stated=stated), rng, "held_out", rng.choice(CHOICES))
+        said, _ = reply(turn)
+        agreement.note("choice", said == turn.reply, turn.question, said)
     return agreement

@@ -36,7 +36,7 @@ def fit_calibration(detector: Detector, folders: tuple[Path, ...], seed: int) ->
     """
     rng = np.random.default_rng(seed)
     drawn = [
-        (root.name, _drawn(samples, rng))
+        (str(root.resolve()), _drawn(samples, rng))
         for root in folders
         for samples in read_dataset(root).values()
     ]

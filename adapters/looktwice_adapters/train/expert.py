@@ -23,7 +23,13 @@ from looktwice_adapters.datasets import AnyRes
 from looktwice_adapters.detector import Detector
 from looktwice_adapters.expert import AnomalyExpert, ExpertConfig, detail_logit
 from looktwice_adapters.llm_tower import LlmTower
-from looktwice_adapters.losses import dice_loss, focal_loss, image_loss, soft_focal_loss
+from looktwice_adapters.losses import (
+    dice_loss,
+    focal_loss,
+    image_loss,
+    soft_dice_loss,
+    soft_focal_loss,
+)
 from looktwice_adapters.synthesis import DEFECTS
 from looktwice_adapters.towers import TimmTower, enriched, lite0_weights
 from looktwice_adapters.train.calibrating import check_calibrating, fit_calibration
@@ -171,7 +177,7 @@ def map_losses(shown: Tensor, covered: Tensor, soft: bool) -> tuple[Tensor, Tens
         soft: whether the label is the target as it is, not whether it is above COVERED.
     """
     if soft:
-        return soft_focal_loss(shown, covered), dice_loss(shown[None], covered[None])
+        return soft_focal_loss(shown, covered), soft_dice_loss(shown[None], covered[None])
     truth = (covered > COVERED).float()
     both = torch.stack((1 - shown, shown), dim=1)
     return focal_loss(both, truth), dice_loss(shown[None], truth[None])
@@ -499,7 +505,13 @@ def expert(
         return
     if hold_out:
         tests = replace(
-            plan, folder=out / "held_out", kinds=hold_out, data=(), seed=seed + 1, soft=False
+            plan,
+            folder=out / "held_out",
+            kinds=hold_out,
+            data=(),
+            seed=seed + 1,
+            soft=False,
+            whole=True,
         )
         unseen = [read_shard(path) for path in make_shards(tests, HELD_OUT_SHARDS, workers)]
         figures = tell_apart(trained, unseen)

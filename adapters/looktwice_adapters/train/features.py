@@ -4,7 +4,7 @@ The tower is frozen, so each picture passes through it once; where it is the LLM
 would fill the disk (3 GB a shard), the crops themselves are kept instead. A shard is a number of
 pairs, a normal scene and the same scene with a defect, each taken by another camera; it depends on
 the seed and its number alone. Of an image's crops the base view and two others are kept, one of
-them the crop that shows most of the defect.
+them the crop that shows most of the defect; all, where the shard is to test what was learnt.
 """
 
 import copy
@@ -69,6 +69,7 @@ class ShardPlan:
     soft: bool = False  # tokens carry NSA's intensity label instead of the mask
     anyres: AnyRes = field(default_factory=AnyRes)  # how pictures are cut
     grid: int = TOWER.grid  # tokens a side of a crop
+    whole: bool = False  # all crops are kept, as they are served: the mask chooses none
 
     def record(self) -> dict[str, Any]:
         """What the shards depend on, as JSON; the library must be sorted already."""
@@ -81,6 +82,7 @@ class ShardPlan:
             "pairs": self.pairs,
             "seed": self.seed,
             "soft": self.soft,
+            "whole": self.whole,
             "kept": "crops" if self.weights is None else TOWER.name,
             "grid": self.grid,
             "anyres": {
@@ -258,7 +260,7 @@ def make_shard(plan: ShardPlan, number: int) -> Path:
             )
             if mask is None:
                 cover[:] = torch.nan
-            chosen = kept(cover, rng)
+            chosen = list(range(len(crops))) if plan.whole else kept(cover, rng)
             tokens.append(encoded(crops[chosen], plan.weights))
             masks.append(cover[chosen].half())
             counts.append(len(chosen))

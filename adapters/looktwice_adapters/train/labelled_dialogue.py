@@ -130,8 +130,8 @@ def of_data_set(
     "--data",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A data set in MVTec AD's layout, one conversation a picture; its licence must allow "
-    "training. May be given several times.",
+    help="A data set in MVTec AD's layout, one conversation a picture, those of test/ too: report "
+    "no figures on it. Its licence must allow training. May be given several times.",
 )
 @click.option(
     "--descriptions",

@@ -69,6 +69,7 @@ class AssistantTraining:
 
     batch: int = 16
     seed: int = 0
+    choices: float = 0.0  # share of the conversations on text that are multiple choice alone
 
 
 class NanoAssistant(nn.Module):
@@ -193,8 +194,14 @@ class SeenPicture:
 MakeSequence = Callable[[random.Random], Sequence]
 
 
-def text_sequences(writer: SequenceWriter, width: int) -> MakeSequence:
-    """The first stage's data: made-up facts, pictures of a few random embeddings."""
+def text_sequences(writer: SequenceWriter, width: int, choices: float = 0.0) -> MakeSequence:
+    """The first stage's data: made-up facts, pictures of a few random embeddings.
+
+    Args:
+        writer: makes token ids of conversations.
+        width: of the language model.
+        choices: share of the conversations that are multiple choice alone.
+    """
 
     def picture(rng: random.Random) -> RandomPicture:
         generator = torch.Generator().manual_seed(rng.getrandbits(40))
@@ -204,7 +211,10 @@ def text_sequences(writer: SequenceWriter, width: int) -> MakeSequence:
         return RandomPicture(rows, before, behind)
 
     def make(rng: random.Random) -> Sequence:
-        dialogue = make_series(rng) if rng.random() < SERIES else make_dialogue(rng)
+        if choices and rng.random() < choices:
+            dialogue = make_series(rng, choices=True)
+        else:
+            dialogue = make_series(rng) if rng.random() < SERIES else make_dialogue(rng)
         return writer.write(dialogue, [picture(rng) for _ in dialogue.pictures])
 
     return make
@@ -309,6 +319,13 @@ def train_assistant(
     show_default=True,
     help="Pictures of the second stage.",
 )
+@click.option(
+    "--choices",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of the conversations on text that are multiple choice alone.",
+)
 @seed_option("Of fresh weights, words and looks.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoints in --out.")
 def nano_assistant(
@@ -319,6 +336,7 @@ def nano_assistant(
     text_steps: int,
     picture_steps: int,
     looks: int,
+    choices: float,
     seed: int,
     resume: bool,
 ) -> None:
@@ -357,8 +375,8 @@ def nano_assistant(
         student, rate = NanoAssistant(model), 1.0
     writer = SequenceWriter(tokenizer)
     student.llm_q_former.requires_grad_(False)  # text has nothing to select from
-    text = text_sequences(writer, len(student.image_newline))
-    batches = Batches(text, AssistantTraining(seed=seed))
+    text = text_sequences(writer, len(student.image_newline), choices)
+    batches = Batches(text, AssistantTraining(seed=seed, choices=choices))
     schedule = Schedule(text_steps, rate * 2e-3)
     train_assistant(student, batches, schedule, out / "text", resume, sources)
 
