@@ -157,6 +157,9 @@ def test_a_series_asks_once_about_each_picture():
     dialogue = make_series(random.Random(0))
     assert all(len(turn.pictures) == 1 for turn in dialogue.turns)
     assert len(dialogue.pictures) >= 3
+    choices = make_series(random.Random(0), choices=True)
+    assert {turn.topic for turn in choices.turns} == {"choice"}
+    assert len(choices.pictures) == len(choices.turns) >= 3
 
 
 def test_conversations_are_the_same_for_the_same_seed_and_alternate():

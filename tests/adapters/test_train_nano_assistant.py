@@ -11,7 +11,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from looktwice_adapters.answers import Facts, place_named, said_yes
 from looktwice_adapters.dialogue import Dialogue, Turn, make_dialogue
-from looktwice_adapters.train.agreement import Agreement, check
+from looktwice_adapters.train.agreement import Agreement, check, measure
 from looktwice_adapters.train.hub_format import PINPOINTS, nano_config
 from looktwice_adapters.train.looks import Look, crop_maps, layout
 from looktwice_adapters.train.nano_assistant import (
@@ -178,3 +178,15 @@ def test_agreement_counts_a_wrong_yes_and_a_wrong_place():
     check(agreement, "defect", SCRATCHED, "Is there a defect?", "No. It is at the top.")
     check(agreement, "where", SCRATCHED, "Where?", "The suspicious region is here: bottom left.")
     assert agreement.shares() == {"yes_no": 0.0, "place": 0.5, "exact": 0.5}
+
+
+def test_letters_are_measured_by_what_stands_behind_them():
+    def first_option(turn):
+        return ("A." if turn.topic == "choice" else "Yes."), True
+
+    def right(turn):
+        return turn.reply, True
+
+    asked = [measure(reply, 60).shares()["choice"] for reply in (first_option, right)]
+    assert 0.2 < asked[0] < 0.7
+    assert asked[1] == 1

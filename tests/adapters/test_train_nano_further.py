@@ -31,7 +31,7 @@ def test_one_step_more_moves_the_language_model_a_little_and_nothing_else(tmp_pa
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     Image.fromarray(pixels).save(pictures / "noise.png")
-    steps = ("--text-steps", 1, "--picture-steps", 1, "--looks", 1)
+    steps = ("--text-steps", 1, "--picture-steps", 1, "--looks", 1, "--choices", 0.5)
     taught, out = tmp_path / "taught", tmp_path / "nano"
     run(
         training.nano_assistant,
