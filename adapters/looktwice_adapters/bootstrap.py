@@ -2,8 +2,8 @@
 
 Pictures are drawn with replacement, each class on its own, so that every draw has both; tiles of
 one file together: they are no more independent than pixels of one picture, whose figures are drawn
-by picture too. Their curves are
-sampled at a few hundred thresholds, so that a thousand draws take a moment.
+by picture too. Their curves are sampled at a few hundred thresholds, so that a thousand draws take
+a moment.
 """
 
 from collections.abc import Callable, Mapping, Sequence
