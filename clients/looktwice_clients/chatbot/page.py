@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 from gradio.data_classes import ImageData
-from gradio.events import Dependency
 
 from looktwice_clients.chatbot import fragments
 from looktwice_clients.chatbot.station import LONGEST_TEXT, Station
@@ -90,7 +89,7 @@ def build(station: Station) -> gr.Blocks:
     """The whole page in the station's language."""
     words = station.words
     with gr.Blocks(title=words("title"), analytics_enabled=False) as page:
-        head = gr.HTML()
+        head = gr.HTML(fragments.heading(words, ""))  # in its place before its request is answered
         with gr.Tabs():
             with gr.Tab(words("inspect.tab"), id="inspect") as inspect_tab:
                 choice = _inspect_tab(station)
@@ -140,7 +139,7 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
                 fragments.notice(words("inspect.ready")), elem_id="said", elem_classes="says"
             )
             result = gr.HTML(elem_id="result")
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=300, elem_id="overlay-column"):
             overlay = gr.Image(
                 label=words("result.overlay"),
                 show_label=False,  # it would lie on the picture
@@ -151,22 +150,21 @@ def _inspect_tab(station: Station) -> gr.Dropdown:
             )
     with gr.Row():
         with gr.Column(min_width=300):
-            talk, asking = _conversation(station, session)
+            talk = _conversation(station, session)
         with gr.Column(min_width=300):
             feedback = _feedback(station, session)
     outputs = [said, overlay, result, session, talk, *feedback]
     button.click(
-        station.inspect,
-        [picture, product],
-        outputs,
-        show_progress_on=[result],
-        cancels=[asking],
-        **LOUD,
+        station.inspect, [picture, product, session], outputs, show_progress_on=[result], **LOUD
     )
     return product
 
 
-def _conversation(station: Station, session: gr.State) -> tuple[gr.Chatbot, Dependency]:
+def _conversation(station: Station, session: gr.State) -> gr.Chatbot:
+    """The talk; what ends an answer early ends it in the station.
+
+    Gradio's `cancels` comes when the event that has it is over, and takes the next question along.
+    """
     words = station.words
     gr.HTML(f"<h2>{words('chat.heading')}</h2>")
     talk = gr.Chatbot(
@@ -188,7 +186,7 @@ def _conversation(station: Station, session: gr.State) -> tuple[gr.Chatbot, Depe
     )
     send = gr.Button(words("chat.send"), elem_id="ask")
     said = gr.HTML(elem_id="chat-said", elem_classes="says")
-    asking = gr.on(
+    gr.on(
         [send.click, question.submit],
         station.ask,
         [question, session],
@@ -196,8 +194,8 @@ def _conversation(station: Station, session: gr.State) -> tuple[gr.Chatbot, Depe
         trigger_mode="always_last",  # what is asked while an answer is written comes after it
         **QUIET,
     )
-    talk.clear(station.forget, session, said, cancels=[asking], **QUIET)
-    return talk, asking
+    talk.clear(station.forget, session, [said, talk], **QUIET)
+    return talk
 
 
 def _feedback(station: Station, session: gr.State) -> list[Component]:

@@ -79,13 +79,21 @@ class Station:
         return fragments.heading(self.words, _visitor(request)["operator"])
 
     async def inspect(
-        self, picture: str | None, product: str | None, request: gr.Request
+        self,
+        picture: str | None,
+        product: str | None,
+        before: Session | None,
+        request: gr.Request,
     ) -> AsyncIterator[tuple[Any, ...]]:
-        """Outputs: notice, overlay, result, session, chat; feedback's opinion, word and notice."""
+        """Outputs: notice, overlay, result, session, chat; feedback's opinion, word and notice.
+
+        What is still being written about the picture `before` ends.
+        """
         nothing = [gr.skip()] * 7
         if not picture:
             yield self.problem(self.words("inspect.no_picture")), *nothing
             return
+        await self.forget(before)
         cleared: list[Any] = [None, "", None, [], None, "", ""]
         yield fragments.notice(self.words("inspect.running")), *cleared
         try:
@@ -96,15 +104,15 @@ class Station:
         verdict = self.words.word("verdict", session.row.verdict)
         regions = fragments.regions_in_words(self.words, session.row.regions)
         alt = self.words("result.overlay_alt", verdict=verdict, regions=regions)
-        shown = gr.Image(value=overlay, alt_text=alt)
+        shown = gr.Image(**overlay, alt_text=alt)
         done = fragments.notice(self.words("inspect.done", verdict=verdict))
         yield done, shown, fragments.result(self.words, session.row), session, *cleared[3:]
         yield done + await self.keep("inspect", session.row), *nothing
 
     async def _look(
         self, picture: str, product: str | None, request: gr.Request
-    ) -> tuple[str, Session]:
-        """Have a picture inspected: its overlay's file, and what the page remembers of it."""
+    ) -> tuple[dict[str, Any], Session]:
+        """Have a picture inspected: its overlay on the page, and what the page remembers of it."""
         content = await asyncio.to_thread(uploaded, picture)
         inspection = await self.inspector.inspect(content, product)
         overlay, jpeg = await asyncio.to_thread(_drawn, content, inspection)
@@ -113,34 +121,38 @@ class Station:
 
     async def ask(self, question: str, session: Session | None) -> AsyncIterator[tuple[Any, ...]]:
         """Outputs: notice, chat, question; the answer grows while it is written."""
+        skip = gr.skip()
         question = printable(question.strip(), keep="\n\t")[:LONGEST_TEXT]
         if session is None:
-            yield self.problem(self.words("chat.empty")), gr.skip(), gr.skip()
+            yield self.problem(self.words("chat.empty")), skip, skip
             return
         if not question:
             # In the middle of a talk it is the second click of two: nothing to complain of.
-            empty = gr.skip() if session.talk else self.problem(self.words("chat.no_question"))
-            yield empty, gr.skip(), gr.skip()
+            empty = skip if session.talk else self.problem(self.words("chat.no_question"))
+            yield empty, skip, skip
             return
         answer = {"role": "assistant", "content": ""}
         talk = [*session.talk, {"role": "user", "content": question}, answer]
         conversation = session.conversation
         yield "", talk, ""
+        sorry = ""
         try:
             async for piece in await conversation.stream(question):
-                if session.conversation is not conversation:  # the talk was cleared meanwhile
-                    return
+                if session.conversation is not conversation:
+                    break
                 answer["content"] += printable(piece, keep="\n\t")
-                yield "", talk, gr.skip()
+                yield "", talk, skip
         except (LookTwiceError, openai.OpenAIError) as error:
             sorry = self.words("chat.stopped", detail=self.explain(error))
             if session.row.product is not None and _is_unknown_reference(error):
                 sorry = self.words("chat.removed", product=session.row.product)
+        if session.conversation is not conversation:  # cleared meanwhile, or the next picture came
+            yield skip, [], skip  # Gradio shows the last step of an event once more when it ends
+        elif sorry:
             yield self.problem(sorry), session.talk, question
         else:
-            if session.conversation is conversation:
-                session.talk = talk
-                yield self._agreement(session), gr.skip(), gr.skip()
+            session.talk = talk
+            yield self._agreement(session), skip, skip
 
     def _agreement(self, session: Session) -> str:
         """The notice where the last answer's facts are not those of the page; else "".
@@ -153,12 +165,12 @@ class Station:
         verdict = self.words.word("verdict", now_found.verdict)
         return self.problem(self.words("chat.changed", verdict=verdict))
 
-    async def forget(self, session: Session | None) -> str:
-        """Start a new conversation about the same picture; the notice."""
+    async def forget(self, session: Session | None) -> tuple[str, list[dict[str, str]]]:
+        """Start a new conversation about the same picture. Outputs: notice, chat."""
         if session is not None:
             session.conversation = self._conversation(session.row, session.picture)
             session.talk = []
-        return ""
+        return "", []
 
     def _conversation(self, row: InspectionRow, picture: str) -> AsyncConversation:
         return self.inspector.chat(picture, row.product, max_tokens=MAX_TOKENS)
@@ -334,16 +346,19 @@ def _with_names(said: str, pictures: Sequence[str]) -> str:
     return with_files(said, {"images": [printable(Path(one).name) for one in pictures]})
 
 
-def _drawn(picture: str, inspection: Inspection) -> tuple[str, bytes]:
-    """The overlay's PNG file for the page, and the same as JPEG for the history.
+def _drawn(picture: str, inspection: Inspection) -> tuple[dict[str, Any], bytes]:
+    """The overlay as the page shows it, and as JPEG for the history.
 
-    The file lies among the uploads, where Gradio serves and removes it. Left to Gradio, it would be
-    compressed in the event loop, for which everybody waits.
+    Its PNG file lies among the uploads, where Gradio serves and removes it. Left to Gradio, it
+    would be compressed in the event loop, for which everybody waits. Its place is as high as the
+    column's width asks ("cqw") before the browser has it: nothing below moves when it comes.
     """
     overlay = draw_overlay(picture, inspection, OVERLAY_STYLE)
     jpeg = io.BytesIO()
     overlay.save(jpeg, "JPEG", quality=OVERLAY_QUALITY)
-    return save_pil_to_cache(overlay, get_upload_folder(), format="png"), jpeg.getvalue()
+    file = save_pil_to_cache(overlay, get_upload_folder(), format="png")
+    height = f"calc(100cqw * {overlay.height / overlay.width:.4f})"
+    return {"value": file, "height": height}, jpeg.getvalue()
 
 
 def _visitor(request: gr.Request) -> dict[str, str]:

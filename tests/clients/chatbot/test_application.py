@@ -312,7 +312,7 @@ def test_an_uploaded_file_is_read_whatever_the_product(client, product):
     files = {"files": ("part.png", encoded(red(222)), "image/png")}
     [path] = client.post("/en/gradio_api/upload", files=files).json()
     picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    assert send_event(client, "inspect", [picture, product]).status_code == 200
+    assert send_event(client, "inspect", [picture, product, None]).status_code == 200
     answers = client.get("/en/gradio_api/queue/data?session_hash=visitor").text
     assert "server cannot be reached" in answers  # not Gradio's own words about a list of choices
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from looktwice_clients.chatbot import fragments, station
 from looktwice_clients.chatbot.history import PAGE
-from looktwice_clients.chatbot.station import Station
+from looktwice_clients.chatbot.station import Session, Station
 from looktwice_clients.chatbot.wording import wording
 from looktwice_clients.errors import DatabaseError
 from looktwice_clients.inspector import AsyncInspector
@@ -65,8 +65,10 @@ async def last(steps: AsyncIterator[tuple[Any, ...]]) -> list[Any]:
     return page
 
 
-async def inspected(station: Station, picture: str, product: str = "") -> list[Any]:
-    return await last(station.inspect(picture, product, KIM))
+async def inspected(
+    station: Station, picture: str, product: str = "", before: Session | None = None
+) -> list[Any]:
+    return await last(station.inspect(picture, product, before, KIM))
 
 
 def test_an_inspection_shows_verdict_score_regions_and_is_in_the_history(play, history, scratched):
@@ -227,7 +229,19 @@ def test_a_talk_that_is_cleared_while_an_answer_is_written_stays_clear(play, scr
         rest = [step async for step in asking]
         return piece[1][-1]["content"], rest, session.talk, session.conversation.messages
 
-    assert play(act) == ("one ", [], [], [])
+    assert play(act) == ("one ", [(gr.skip(), [], gr.skip())], [], [])
+
+
+@pytest.mark.parametrize("question", ["one two three", "fail"])
+def test_the_next_picture_ends_what_is_written_about_the_last_one(play, scratched, question):
+    async def act(station):
+        session = (await inspected(station, scratched))[3]
+        asking = station.ask(question, session)
+        await anext(asking)
+        await inspected(station, scratched, before=session)
+        return [step async for step in asking]
+
+    assert play(act) == [(gr.skip(), [], gr.skip())]
 
 
 def test_a_question_that_fails_stays_to_be_asked_again(play, scratched):
@@ -265,7 +279,7 @@ def test_what_is_missing_is_asked_for(play, scratched):
     async def act(station):
         session = (await inspected(station, scratched))[3]
         return [
-            (await last(station.inspect(None, "", KIM)))[0],
+            (await last(station.inspect(None, "", session, KIM)))[0],
             (await last(station.ask("Where?", None)))[0],
             (await last(station.ask("  ", session)))[0],
             await station.feedback("right", "", None),

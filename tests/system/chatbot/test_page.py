@@ -3,12 +3,14 @@
 import base64
 import itertools
 import re
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from looktwice_clients.chatbot.database import database_url
 from looktwice_clients.chatbot.history import PAGE, History
@@ -95,10 +97,50 @@ def test_a_shift_at_the_page(chatbot, plant, visit, bad, tmp_path, size):
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
 
 
+def held_back(page: Page, address: str) -> list[Route]:
+    """Requests to an address from now on, none of which goes on by itself."""
+    held: list[Route] = []
+    page.route(address, lambda request: held.append(request))
+    return held
+
+
+def top(page: Page, part: str) -> float:
+    """How far below the head of the page a part of it begins, in pixels."""
+    return page.locator(part).evaluate("part => part.getBoundingClientRect().top + scrollY")
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_what_arrives_late_moves_nothing_from_under_the_mouse(chatbot, visit, bad, size):
+    page = visit(chatbot.url, size=size)
+    events = held_back(page, "**/queue/join*")
+    page.reload()
+    give_picture(page, bad)
+    inspect_at = top(page, "button#inspect")
+    assert events
+    for event in events:
+        event.continue_()
+    page.unroute("**/queue/join*")
+
+    overlays = held_back(page, "**/file=**/image.png")
+    page.locator("button#inspect").click()
+    expect(page.locator("#overlay img")).to_have_count(1)
+    assert top(page, "button#inspect") == inspect_at
+    ask_at = top(page, "button#ask")
+    [waiting] = overlays
+    waiting.continue_()
+    loaded(page, page.locator("#overlay img"))
+    assert top(page, "button#ask") == ask_at
+
+
+def history_of(chatbot: Chatbot) -> Path:
+    """Where the chatbot keeps its inspections."""
+    return chatbot.log.parent / "looktwice"
+
+
 def fill_history(chatbot: Chatbot, page: Page, files: list[str]) -> None:
     """Give the page's owner inspections of these files, the newest first."""
     [owner] = [one["value"] for one in page.context.cookies() if one["name"] == OWNER]
-    folder = chatbot.log.parent / "looktwice"
+    folder = history_of(chatbot)
     history = History(database_url(f"sqlite:///{folder}/chatbot.sqlite", folder), folder)
     for minute, file in enumerate(reversed(files)):
         history.save(inspection(owner, minute, file_name=file))
@@ -145,6 +187,48 @@ def test_a_question_that_comes_while_an_answer_is_written_is_asked_after_it(
     expect(answers.last).to_have_text("Where? 1 pictures, 3 messages.")
     expect(page.locator("#question textarea")).to_have_value("")
     expect(page.locator("#chat-said")).to_be_empty()
+
+
+def test_a_question_that_comes_before_the_inspection_is_saved_is_answered(
+    chatbot, plant, visit, bad
+):
+    page = visit(chatbot.url)
+    with closing(sqlite3.connect(history_of(chatbot) / "chatbot.sqlite")) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        inspect(page, bad)
+        plant.speak.clear()
+        answer = ask(page, "Is it scratched?")
+        expect(answer).to_have_text("Is")
+    past(page, 1)  # saved by now
+    plant.speak.set()
+    open_tab(page, "Inspect")
+    expect(answer).to_have_text("Is it scratched? 1 pictures, 1 messages.")
+
+
+def test_the_next_picture_ends_the_answer_and_questions_are_about_it(chatbot, plant, visit, bad):
+    page = visit(chatbot.url)
+    inspect(page, bad)
+    plant.speak.clear()
+    expect(ask(page, "Is it scratched?")).to_have_text("Is")
+    inspect(page, bad)
+    answers = page.locator("#talk .bot.message")
+    expect(answers).to_have_count(0)
+    plant.speak.set()
+    expect(ask(page, "Where?")).to_have_text("Where? 1 pictures, 1 messages.")
+    expect(answers).to_have_count(1)
+
+
+def test_a_cleared_talk_stays_clear_and_the_next_question_begins_anew(chatbot, plant, visit, bad):
+    page = visit(chatbot.url)
+    inspect(page, bad)
+    plant.speak.clear()
+    expect(ask(page, "Is it scratched?")).to_have_text("Is")
+    page.get_by_role("button", name="Clear").click()
+    answers = page.locator("#talk .bot.message")
+    expect(answers).to_have_count(0)
+    plant.speak.set()
+    expect(ask(page, "Where?")).to_have_text("Where? 1 pictures, 1 messages.")
+    expect(answers).to_have_count(1)
 
 
 def test_sixteen_users_at_once_see_their_own_pictures_alone(chatbot, plant, visit, tmp_path):
@@ -396,13 +480,12 @@ def _log_in_and_out(page: Page, bad: Path) -> None:
     page.get_by_role("button").click()
     inspect(page, bad)
     assert "Kim" in page.locator("header").inner_text()
-    past(page, 1)
-    open_tab(page, "Inspect")
     [ticket] = [one for one in page.context.cookies() if one["name"] == LOGIN]
     page.context.clear_cookies(name=LOGIN)  # as when it ended
-    page.locator("button#inspect").click()
+    page.locator("button#ask").click()
     expect(page.get_by_text("You are signed out. Reload the page")).to_be_visible()
     page.context.add_cookies([ticket])
     page.reload()
+    past(page, 1)
     page.get_by_text("Sign out").click()
     expect(page.get_by_label("Your name")).to_be_visible()
