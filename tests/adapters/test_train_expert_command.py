@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from looktwice_adapters.detector import Detector
+from looktwice_adapters.scenes import PictureLibrary
 from looktwice_adapters.towers import lite0_weights
 from looktwice_adapters.train import expert as module
 from looktwice_adapters.train.features import (
     ShardPlan,
+    draw_pair,
     make_shard,
     make_shards,
     read_shard,
@@ -54,13 +56,16 @@ def sets(tmp_path_factory):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    """Shards of two pairs instead of 64, in this process."""
+    """Shards of two pairs instead of 64, in this process; their plans."""
+    plans = []
 
     def few(plan, count, workers):
+        plans.append(plan)
         plan.folder.mkdir(parents=True, exist_ok=True)
         return [make_shard(replace(plan, pairs=2), number) for number in range(count)]
 
     monkeypatch.setattr(module, "make_shards", few)
+    return plans
 
 
 def train(out, *options):
@@ -192,6 +197,10 @@ def test_held_out_kinds_never_train_and_are_judged(tmp_path, small_shards):
     record = json.loads((tmp_path / "training.json").read_text())
     assert not {"lesion", "dead_area"} & set(record["kinds"])
     assert record["soft"] is True
+    assert [(plan.folder.name, plan.whole) for plan in small_shards] == [
+        ("features", False),
+        ("held_out", True),
+    ]
     figures = json.loads((tmp_path / "held_out.json").read_text())
     assert figures.pop("kinds") == ["lesion", "dead_area"]
     assert set(figures) == {"image_auroc_of_head", "image_auroc_of_peak", "token_auroc"}
@@ -239,6 +248,20 @@ def test_pairs_of_a_data_set_carry_its_masks_and_nan_where_it_has_none(sets, tmp
         assert (normal == 0).all()
         assert bool((defective > 0.5).any()) == known
         assert bool(defective.isnan().all()) != known
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_held_out_pictures_keep_all_crops_and_training_pictures_three(tmp_path, whole):
+    plan = ShardPlan(tmp_path, None, pairs=4, whole=whole)
+    shard = read_shard(make_shard(plan, 0))
+    if whole:  # nothing but the scenes is drawn then, so that they can be drawn again
+        rng, library = np.random.default_rng([plan.seed, 0]), PictureLibrary()
+        pairs = [draw_pair(rng, library, [], plan.kinds) for _ in range(plan.pairs)]
+        sizes = [len(plan.anyres.crops(picture)) for pair in pairs for picture, _ in pair]
+        assert shard.crops_per_image == sizes
+        assert max(sizes) > 3
+    else:
+        assert max(shard.crops_per_image) == 3
 
 
 def test_soft_labels_are_fainter_than_masks(tmp_path):
