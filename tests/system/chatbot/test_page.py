@@ -122,7 +122,8 @@ def test_what_arrives_late_moves_nothing_from_under_the_mouse(chatbot, visit, ba
     page.unroute("**/queue/join*")
 
     overlays = held_back(page, "**/file=**/image.png")
-    page.locator("button#inspect").click()
+    with page.expect_request("**/file=**/image.png"):
+        page.locator("button#inspect").click()
     expect(page.locator("#overlay img")).to_have_count(1)
     assert top(page, "button#inspect") == inspect_at
     ask_at = top(page, "button#ask")
@@ -205,25 +206,19 @@ def test_a_question_that_comes_before_the_inspection_is_saved_is_answered(
     expect(answer).to_have_text("Is it scratched? 1 pictures, 1 messages.")
 
 
-def test_the_next_picture_ends_the_answer_and_questions_are_about_it(chatbot, plant, visit, bad):
-    page = visit(chatbot.url)
-    inspect(page, bad)
-    plant.speak.clear()
-    expect(ask(page, "Is it scratched?")).to_have_text("Is")
-    inspect(page, bad)
-    answers = page.locator("#talk .bot.message")
-    expect(answers).to_have_count(0)
-    plant.speak.set()
-    expect(ask(page, "Where?")).to_have_text("Where? 1 pictures, 1 messages.")
-    expect(answers).to_have_count(1)
-
-
-def test_a_cleared_talk_stays_clear_and_the_next_question_begins_anew(chatbot, plant, visit, bad):
-    page = visit(chatbot.url)
-    inspect(page, bad)
-    plant.speak.clear()
-    expect(ask(page, "Is it scratched?")).to_have_text("Is")
+def clear_talk(page: Page, bad: Path) -> None:
     page.get_by_role("button", name="Clear").click()
+
+
+@pytest.mark.parametrize("end", [inspect, clear_talk], ids=["next picture", "cleared"])
+def test_an_answer_that_was_ended_stays_away_and_the_next_question_begins_anew(
+    chatbot, plant, visit, bad, end
+):
+    page = visit(chatbot.url)
+    inspect(page, bad)
+    plant.speak.clear()
+    expect(ask(page, "Is it scratched?")).to_have_text("Is")
+    end(page, bad)
     answers = page.locator("#talk .bot.message")
     expect(answers).to_have_count(0)
     plant.speak.set()
